@@ -1,0 +1,1 @@
+"""A hospital (Participant), the server (Coordinator), and the run directory they write."""

@@ -1,0 +1,1 @@
+"""Vision-language models: the embedded one, and any Hugging Face folder or id."""

@@ -1,0 +1,1 @@
+"""The aggregation protocols as state machines without I/O."""
