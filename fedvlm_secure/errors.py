@@ -1,0 +1,56 @@
+"""The two families of error: this program was called wrongly, or a peer broke a rule.
+
+Verification raises one of these; it never returns a boolean. A user's mistake is a :class:`MisuseError` whose text is
+one sentence that says what to change. A peer's fault is a :class:`ProtocolError` that names round, phase, party and
+the violated clause of ``protocols/``.
+"""
+
+from typing import Any
+
+
+class MisuseError(Exception):
+    """The caller's mistake: a setting, an argument or a call out of order. The text says what to change."""
+
+
+class ProtocolError(Exception):
+    """A peer broke a rule of the protocol, or its message did not survive the way.
+
+    Attributes:
+        clause: the violated clause, such as ``"P-5.3"``.
+        party: who is at fault: ``"server"`` or a client's name; ``"network"`` where a signature cannot tell.
+        phase: the protocol phase, such as ``"shares"``.
+        round: ``(round, attempt)``, or None before a plan is known.
+        detail: what was wrong, in plain words; never holds a secret.
+    """
+
+    def __init__(
+        self, clause: str, *, party: str, phase: str, detail: str, round: tuple[int, int] | None = None
+    ) -> None:
+        self.clause = clause
+        self.party = party
+        self.phase = phase
+        self.round = round
+        self.detail = detail
+        super().__init__(clause, party, phase, detail, round)
+
+    def __str__(self) -> str:
+        where = "before any round" if self.round is None else f"round {self.round[0]}, attempt {self.round[1]}"
+        return f"{where}, phase {self.phase}: {self.party} violates {self.clause}: {self.detail}"
+
+
+class PolicyRefusalError(ProtocolError):
+    """A client's own policy is stricter than the plan it was sent: nothing is wrong with the message itself."""
+
+
+class RoundAbortedError(ProtocolError):
+    """Too few parties remain for the round to end safely. No input has been revealed; a new attempt may start."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text on one line, for a terminal or a log."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unexpected(name: str, value: Any, expected: str) -> MisuseError:
+    """The usual form of a :class:`MisuseError` about one argument."""
+    return MisuseError(f"{name} is {value!r}; it must be {expected}")
