@@ -1,0 +1,181 @@
+"""One hospital's training in one round: a few steps of AdamW on the adapter, from where it stands.
+
+Nothing outlives a call: the optimizer is new, batches follow from the seed. A resumed run therefore repeats an
+interrupted round exactly (with the same number of torch threads: they change the order of sums).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fedvlm_secure.adapters import Adapter
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.training.answers import Split, answer_logits, sample_losses
+from fedvlm_secure.training.errors import TrainingError
+from fedvlm_secure.training.evaluation import evaluating
+from fedvlm_secure.training.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """Progress after one step: ``step`` of ``steps`` (from 1) and that batch's loss in nats."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStats:
+    """What a call of :func:`train` did.
+
+    Attributes:
+        steps: optimizer steps made.
+        examples: rows seen, counted once per visit.
+        mean_loss: mean of the batches' losses, nats.
+        last_loss: the last batch's loss before its step, nats.
+        seconds: wall time.
+    """
+
+    steps: int
+    examples: int
+    mean_loss: float
+    last_loss: float
+    seconds: float
+
+
+def train(
+    adapter: Adapter,
+    split: Split,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    round_index: int = 0,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> TrainStats:
+    """Train ``adapter`` on ``split``; deterministic for the same seed, machine and number of torch threads.
+
+    Args:
+        seed: decides the batches and LoRA dropout, 0 to 2^63 - 1; the global random state stays as it was.
+        round_index: only says which tensors are shared, for the proximal term.
+        on_step: called after each step; what it raises ends the training.
+
+    Raises:
+        MisuseError: ``split`` is empty, or a row has no answer.
+        TrainingError: the loss or its gradient is not finite, or a tensor that should have moved did not.
+            After this or any other exception, Ctrl-C included, the adapter is as it was.
+    """
+    started = time.perf_counter()
+    before = adapter.state()
+    device = next(iter(adapter.parameters.values())).device
+    losses: list[float] = []
+    try:
+        with learning(adapter), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for loss in _steps(adapter, split, settings, seed, round_index):
+                losses.append(loss)
+                if on_step is not None:
+                    on_step(StepInfo(len(losses), settings.steps, loss))
+        check_moved(adapter, before, steps=settings.steps)
+    except BaseException:
+        adapter.load(before)
+        raise
+    return TrainStats(
+        steps=settings.steps,
+        examples=settings.steps * min(settings.batch_size, len(split)),
+        mean_loss=sum(losses) / len(losses),
+        last_loss=losses[-1],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, round_index: int) -> Iterator[float]:
+    """Make the steps, giving each batch's loss."""
+    optimizer = make_optimizer(adapter, settings)
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    full_rates = [group["lr"] for group in optimizer.param_groups]
+    shared = [adapter.parameters[name] for name in adapter.layout(round_index).names]
+    anchors = [parameter.detach().clone() for parameter in shared]
+    for step, indices in zip(range(settings.steps), batches(len(split), settings.batch_size, seed), strict=False):
+        for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
+            group["lr"] = rate * settings.scale(step)
+        loss = sample_losses(*answer_logits(adapter.peft_model, split.batch(indices))).mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss of step {step + 1} is {loss.item()}")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.proximal:
+            _pull(shared, anchors, settings.proximal)
+        # Also where nothing is to be clipped: one infinite gradient would make every weight NaN.
+        norm = torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm or float("inf"))
+        if not torch.isfinite(norm):
+            raise TrainingError(f"the gradient of step {step + 1} is not finite")
+        optimizer.step()
+        yield loss.item()
+
+
+def make_optimizer(adapter: Adapter, settings: TrainSettings) -> torch.optim.AdamW:
+    """A new AdamW over every trainable tensor of the model: the adapter's, ``lora_B`` at its own rate."""
+    a_rate, b_rate = settings.learning_rate, settings.learning_rate * settings.b_learning_rate_factor
+    trainable = {name: parameter for name, parameter in adapter.parameters.items() if parameter.requires_grad}
+    groups = [
+        {"params": [p for name, p in trainable.items() if ".lora_B." not in name], "lr": a_rate},
+        {"params": [p for name, p in trainable.items() if ".lora_B." in name], "lr": b_rate},
+    ]
+    # One fused pass instead of a loop over dozens of small tensors.
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+
+
+def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of row numbers: each epoch is shuffled anew, its incomplete last batch left out.
+
+    Raises:
+        MisuseError: there are no rows.
+    """
+    if rows == 0:
+        raise MisuseError("there are no rows to train on")
+    size = min(batch_size, rows)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(rows, generator=generator).tolist()
+        for start in range(0, rows - size + 1, size):
+            yield order[start : start + size]
+
+
+@contextmanager
+def learning(adapter: Adapter) -> Iterator[None]:
+    """Training mode for the adapter's own layers inside the block; the frozen base stays in evaluation mode.
+
+    LoRA dropout acts, the base's dropout does not: pictures' features may have been computed beforehand.
+    """
+    with evaluating(adapter.peft_model):
+        for name, module in adapter.peft_model.named_modules():
+            module.training = ".lora_" in name
+        yield
+
+
+def _pull(shared: Sequence[torch.nn.Parameter], anchors: Sequence[torch.Tensor], strength: float) -> None:
+    """Add the gradient of strength/2 · ‖shared − anchors‖²."""
+    for parameter, anchor in zip(shared, anchors, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
+
+
+def check_moved(adapter: Adapter, before: dict[str, torch.Tensor], *, steps: int) -> None:
+    """Compare the adapter with what it was ``steps`` steps ago.
+
+    Known ways to train nothing while the loss falls (opacus issue 820, peft issue 3409) end here. Where B is
+    zero, A's gradient is zero: A need not move in a single step.
+
+    Raises:
+        TrainingError: a trainable tensor is what it was, or a frozen one is not.
+    """
+    for name, parameter in adapter.parameters.items():
+        moved = not torch.equal(parameter.detach().cpu(), before[name])
+        if moved and not parameter.requires_grad:
+            raise TrainingError(f"{name} is frozen, but training changed it")
+        if not moved and parameter.requires_grad and (steps > 1 or ".lora_B." in name):
+            raise TrainingError(f"training did not change {name}; is it still part of the model?")

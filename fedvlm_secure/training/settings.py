@@ -1,0 +1,60 @@
+"""How a hospital trains in one round."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fedvlm_secure.errors import MisuseError
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """One call of :func:`~fedvlm_secure.training.train`.
+
+    Attributes:
+        steps: optimizer steps, at least 1.
+        batch_size: rows a step; a split with fewer rows is one batch.
+        learning_rate: of AdamW, for ``lora_A``.
+        b_learning_rate_factor: ``lora_B`` learns this many times faster (LoRA+, arXiv 2402.12354).
+        weight_decay: AdamW's decoupled decay, as a share of the learning rate.
+        max_grad_norm: each step's gradient is scaled down to this L2 norm; None leaves it alone.
+        proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖shared − its value at the start‖² to the loss.
+        schedule: of the learning rate over this call's steps: constant, or from full towards 0.
+
+    Raises:
+        MisuseError: a value is out of range.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    b_learning_rate_factor: float = 1.0
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    proximal: float = 0.0
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        for name, whole in (("steps", self.steps), ("batch_size", self.batch_size)):
+            if whole < 1:
+                raise MisuseError(f"training {name} must be at least 1, not {whole}")
+        positive = {"learning_rate": self.learning_rate, "b_learning_rate_factor": self.b_learning_rate_factor}
+        if self.max_grad_norm is not None:
+            positive["max_grad_norm"] = self.max_grad_norm
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise MisuseError(f"training {name} must be a positive number, not {value}")
+        for name, value in (("weight_decay", self.weight_decay), ("proximal", self.proximal)):
+            if not (math.isfinite(value) and value >= 0):
+                raise MisuseError(f"training {name} must be zero or a positive number, not {value}")
+        if self.schedule not in get_args(Schedule):
+            raise MisuseError(
+                f"training schedule {self.schedule!r} is not known. Choices: {', '.join(get_args(Schedule))}."
+            )
+
+    def scale(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0) as a share of the full one, in (0, 1]."""
+        left = 1 - step / self.steps
+        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
