@@ -173,9 +173,12 @@ def check_moved(adapter: Adapter, before: dict[str, torch.Tensor], *, steps: int
     Raises:
         TrainingError: a trainable tensor is what it was, or a frozen one is not.
     """
-    for name, parameter in adapter.parameters.items():
-        moved = not torch.equal(parameter.detach().cpu(), before[name])
-        if moved and not parameter.requires_grad:
-            raise TrainingError(f"{name} is frozen, but training changed it")
-        if not moved and parameter.requires_grad and (steps > 1 or ".lora_B." in name):
-            raise TrainingError(f"training did not change {name}; is it still part of the model?")
+    after = adapter.state()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    trainable = {name for name, parameter in adapter.parameters.items() if parameter.requires_grad}
+    expected = {name for name in trainable if steps > 1 or ".lora_B." in name}
+    if moved - trainable:
+        raise TrainingError(f"training changed what is frozen: {', '.join(sorted(moved - trainable))}")
+    if expected - moved:
+        still = ", ".join(sorted(expected - moved))
+        raise TrainingError(f"training did not change {still}; is that still part of the model?")

@@ -54,7 +54,7 @@ class FakeSplit:
         for row in range(rows):
             words = torch.randint(WORDS.start, WORDS.stop, (8,), generator=generator).tolist()
             self.prompts.append([BOS] + [IMAGE] * 4 + words[: 2 + row % 3])
-            self.answers.append(words[5 : 6 + row % 3] + [END])
+            self.answers.append([*words[5 : 6 + row % 3], END])
 
     def __len__(self) -> int:
         return len(self.prompts)
