@@ -1,0 +1,49 @@
+"""Ed25519 identities (RFC 8032). A signature covers version, purpose and message, never bare bytes."""
+
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.primitives.wire import encode
+
+SIGNATURE_BYTES = 64
+
+
+class SignatureError(ValueError):
+    """The signature is not the named key's signature of this message for this purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A party's long-term signing key, as its 32-byte Ed25519 seed."""
+
+    seed: Secret
+
+    @classmethod
+    def generate(cls) -> "Identity":
+        """A fresh identity from the operating system's randomness."""
+        return cls(Secret.generate())
+
+    @property
+    def public(self) -> bytes:
+        """The 32-byte public key."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed.reveal()).public_key().public_bytes_raw()
+
+    def sign(self, purpose: str, message: bytes) -> bytes:
+        """The 64-byte signature over (version, purpose, message)."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed.reveal()).sign(_signed(purpose, message))
+
+
+def verify(public: bytes, purpose: str, message: bytes, signature: bytes) -> None:
+    """Raise :class:`SignatureError` unless ``signature`` is ``public``'s over (version, purpose, message)."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _signed(purpose, message))
+    except (InvalidSignature, ValueError):
+        raise SignatureError(f"not a valid signature for {purpose}") from None
+
+
+def _signed(purpose: str, message: bytes) -> bytes:
+    return encode([SPEC_VERSION, purpose, message])

@@ -1,0 +1,191 @@
+"""What every client session does alike: open a request, move to the next state, answer once, repeat on request.
+
+A protocol is a table: the state a client is in says which phase's request it takes next, and which function turns
+state and request into the next state and the answer. A used state is gone, so it cannot be used again.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Self
+
+from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.primitives.kdf import digest
+from fedvlm_secure.primitives.schema import pack, unpack
+from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
+from fedvlm_secure.secagg.plan import Plan
+from fedvlm_secure.secagg.policy import Party, check_plan
+from fedvlm_secure.secagg.session import SERVER, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a transition may look at besides its state and the request."""
+
+    party: Party
+    plan: Plan
+    update: Update
+    expected: Expected
+
+    def fault(self, clause: str, detail: str) -> ProtocolError:
+        """The server broke ``clause``."""
+        return self.expected.fault(clause, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """No plan yet, no secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last answer is given; nothing further is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The server broke a rule; nothing further is answered."""
+
+    reason: str
+
+
+Answer = tuple[object, list[bytes]]  # the body of a reply, and the chunks that follow its envelope
+Transition = Callable[[Turn, Any, Any], tuple[object, Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One row of a protocol's table: the phase, the form of its request, and the transition."""
+
+    phase: str
+    request: type
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """The durable state of a client session. Secrets are in it in the clear: keep the file private."""
+
+    protocol: str
+    state: str
+    fields: bytes
+    plan: Plan | None
+    memory: Memory
+    last_request: Annotated[bytes, 32] | None
+    last_reply: bytes
+
+
+def fingerprint(update: Update) -> bytes:
+    """What tells one update from another across attempts: a digest of its values before any rounding."""
+    return digest("update", str(update.values.dtype), update.values.tobytes())
+
+
+class ClientSessionBase:
+    """One client in one attempt; a protocol adds its table of steps."""
+
+    protocol: ClassVar[str]
+    steps: ClassVar[Mapping[type, Step]]
+
+    def __init__(self, party: Party, update: Update, memory: Memory | None = None) -> None:
+        self._party = party
+        self._update = update
+        self._memory = Memory() if memory is None else memory
+        self._state: object = Ready()
+        self._plan: Plan | None = None
+        self._last_request: bytes | None = None
+        self._last_reply = b""
+        # An empty update (a strategy that shares nothing) has no values to protect from a second sum.
+        if len(update.values) and fingerprint(update) in self._memory.answered:
+            raise MisuseError("this update is part of a sum that was already unmasked (P-7.5); train again to send one")
+
+    @property
+    def memory(self) -> Memory:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        return self._memory
+
+    def reply(self, request: bytes) -> bytes:
+        """See :meth:`fedvlm_secure.secagg.session.ClientSession.reply`."""
+        request_digest = hashlib.sha256(request).digest()
+        if request_digest == self._last_request:
+            return self._last_reply
+        step = self.steps.get(type(self._state))
+        if step is None:
+            raise MisuseError("this session is over and answers nothing new; open one for the next attempt")
+        expected = self._expected(step)
+        frames = expected.frames(request)
+        if len(frames) != 1:
+            raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
+        body: Any = expected.open(frames[0], step.request)
+        plan = self._accept(expected, frames[0], body) if self._plan is None else self._plan
+        state, (answer, chunks) = self._transition(step, Turn(self._party, plan, self._update, expected), body)
+        envelope = seal(self._party.identity, step.phase, plan.hash, self._party.name, SERVER, answer)
+        self._state, self._plan = state, plan
+        self._remember(plan)
+        self._last_request, self._last_reply = request_digest, join([envelope, *chunks])
+        return self._last_reply
+
+    def to_bytes(self) -> bytes:
+        """The durable state, secrets included; the party's keys and the update are not part of it."""
+        return pack(
+            ClientRecord(
+                protocol=self.protocol,
+                state=type(self._state).__name__,
+                fields=pack(self._state),
+                plan=self._plan,
+                memory=self._memory,
+                last_request=self._last_request,
+                last_reply=self._last_reply,
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, party: Party, update: Update) -> Self:
+        """The session that :meth:`to_bytes` described, with the same party and update.
+
+        Raises:
+            WireError: ``data`` is not such a state.
+            MisuseError: it is another protocol's, or its update was already part of an unmasked sum.
+        """
+        record = unpack(ClientRecord, data)
+        states = {state.__name__: state for state in (*cls.steps, Finished, Closed)}
+        if record.protocol != cls.protocol or record.state not in states:
+            raise MisuseError(f"the saved session is of protocol {record.protocol!r}, not {cls.protocol!r}")
+        session = cls(party, update)
+        session._state = unpack(states[record.state], record.fields)
+        session._plan, session._memory = record.plan, record.memory
+        session._last_request, session._last_reply = record.last_request, record.last_reply
+        return session
+
+    def _expected(self, step: Step) -> Expected:
+        plan = self._plan
+        return Expected(
+            phase=step.phase,
+            sender=SERVER,
+            recipient=self._party.name,
+            key=self._party.roster.server,
+            plan=None if plan is None else plan.hash,
+            place=None if plan is None else plan.place,
+        )
+
+    def _accept(self, expected: Expected, envelope: memoryview, plan: Plan) -> Plan:
+        """Check a plan, which the first request of every protocol carries, before anything is made for it."""
+        replace(expected, plan=plan.hash, place=plan.place).open(envelope, Plan)
+        if plan.protocol != self.protocol:
+            raise expected.fault("P-2.6", f"proposes protocol {plan.protocol[:40]!r} to a session of {self.protocol!r}")
+        check_plan(plan, self._party, self._memory, expected.phase)
+        plan.codec.check(self._update)
+        return plan
+
+    def _transition(self, step: Step, turn: Turn, body: object) -> tuple[object, Answer]:
+        try:
+            return step.transition(turn, self._state, body)
+        except ProtocolError as error:
+            # The envelope was the server's own: it broke a rule, and gets no further answer in this attempt.
+            self._state = Closed(str(error))
+            raise
+
+    def _remember(self, plan: Plan) -> None:
+        self._memory = replace(self._memory, run=plan.run, round=plan.round, attempt=plan.attempt)
+        if isinstance(self._state, Finished) and len(self._update.values):
+            self._memory = replace(self._memory, answered=(*self._memory.answered, fingerprint(self._update)))

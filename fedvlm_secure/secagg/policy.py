@@ -1,0 +1,111 @@
+"""What a client accepts. It recomputes what the plan claims, and never trusts a number because the server sent it."""
+
+from dataclasses import dataclass
+
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
+from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, least_threshold
+from fedvlm_secure.secagg.roster import Roster
+from fedvlm_secure.secagg.session import SERVER, ClientId, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A hospital's floors. A plan weaker than any of them is refused.
+
+    Attributes:
+        threat_model: the weakest model accepted; ``"malicious-server"`` is the stronger.
+        max_corrupt: at least this many colluding clients must be planned for.
+        min_cohort, min_survivors: fewest clients in a plan, and in a sum.
+        protocols: accepted protocols; ``"plain"`` protects nothing and has to be named here on purpose.
+    """
+
+    threat_model: str = MALICIOUS_SERVER
+    max_corrupt: int = 1
+    min_cohort: int = 3
+    min_survivors: int = 3
+    protocols: tuple[str, ...] = ("pairwise",)
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A client as it enters a round: its name and key, and what it has pinned.
+
+    Attributes:
+        model: the hash the client computed itself over everything it loaded.
+    """
+
+    name: ClientId
+    identity: Identity
+    roster: Roster
+    policy: Policy
+    model: bytes
+
+
+def check_plan(plan: Plan, party: Party, memory: Memory, phase: str) -> None:
+    """Recompute everything in ``plan`` that a client can, and compare it with its own floors.
+
+    Args:
+        phase: the phase in which the plan arrived, for the error to name.
+
+    Raises:
+        ProtocolError: the plan contradicts itself, the roster, the client's own model or its memory.
+        PolicyRefusalError: the plan is sound but weaker than ``policy``.
+    """
+    for clause, sound, detail in (
+        ("P-2.1", plan.spec == SPEC_VERSION, f"speaks {plan.spec[:40]!r}, this client {SPEC_VERSION!r}"),
+        ("P-2.2", plan.roster == party.roster.hash, "names a roster that is not the pinned one"),
+        (
+            "P-2.2",
+            _cohort_is_sound(plan, party.roster, party.name),
+            "the cohort must be sorted members of the roster, and hold us",
+        ),
+        ("P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"),
+        ("P-2.4", _thresholds_are_sound(plan), "threshold or min_survivors are below what n and c ask for"),
+        ("P-2.5", _ring_fits(plan), f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort"),
+        ("P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"),
+    ):
+        if not sound:
+            raise ProtocolError(clause, party=SERVER, phase=phase, detail=detail, round=plan.place)
+    _check_floors(plan, party.policy, phase)
+
+
+def _cohort_is_sound(plan: Plan, roster: Roster, me: ClientId) -> bool:
+    members = {member.name for member in roster.members}
+    cohort = list(plan.cohort)
+    return len(cohort) <= LARGEST_COHORT and cohort == sorted(set(cohort)) and me in cohort and set(cohort) <= members
+
+
+def _thresholds_are_sound(plan: Plan) -> bool:
+    if plan.threat_model not in THREAT_MODELS:
+        return False
+    clients, corrupt = len(plan.cohort), plan.max_corrupt
+    least = least_threshold(plan.threat_model, clients, corrupt)
+    return least <= plan.threshold <= plan.min_survivors <= clients and plan.min_survivors >= corrupt + 2
+
+
+def _ring_fits(plan: Plan) -> bool:
+    try:
+        return plan.ring_bits == plan.layout.ring_bits(len(plan.cohort)) and plan.codec.step > 0
+    except MisuseError:
+        return False
+
+
+def _is_news(plan: Plan, memory: Memory) -> bool:
+    return min(plan.place) >= 1 and (plan.run != memory.run or plan.place > (memory.round, memory.attempt))
+
+
+def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:
+    for met, detail in (
+        (plan.protocol in policy.protocols, f"protocol {plan.protocol[:40]!r} is not accepted"),
+        (
+            plan.threat_model == MALICIOUS_SERVER or policy.threat_model != MALICIOUS_SERVER,
+            f"threat model {plan.threat_model!r} is weaker than {policy.threat_model!r}",
+        ),
+        (plan.max_corrupt >= policy.max_corrupt, f"max_corrupt {plan.max_corrupt} is below {policy.max_corrupt}"),
+        (len(plan.cohort) >= policy.min_cohort, f"a cohort of {len(plan.cohort)} is below {policy.min_cohort}"),
+        (plan.min_survivors >= policy.min_survivors, f"min_survivors {plan.min_survivors} < {policy.min_survivors}"),
+    ):
+        if not met:
+            raise PolicyRefusalError("P-2.6", party=SERVER, phase=phase, detail=detail, round=plan.place)

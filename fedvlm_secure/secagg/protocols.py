@@ -1,0 +1,41 @@
+"""The protocols by name."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.secagg.client import ClientSessionBase
+from fedvlm_secure.secagg.pairwise.client import PairwiseClient
+from fedvlm_secure.secagg.pairwise.server import PairwiseServer
+from fedvlm_secure.secagg.plain import PlainClient, PlainServer
+from fedvlm_secure.secagg.server import ServerSessionBase
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolEntry:
+    """One protocol: its two halves, and whether it hides a client's vector from the server."""
+
+    server: type[ServerSessionBase]
+    client: type[ClientSessionBase]
+    protects: bool
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases in order."""
+        return self.server.phases
+
+
+PROTOCOLS: Mapping[str, ProtocolEntry] = {
+    "plain": ProtocolEntry(PlainServer, PlainClient, protects=False),
+    "pairwise": ProtocolEntry(PairwiseServer, PairwiseClient, protects=True),
+}
+
+
+def lookup(name: str) -> ProtocolEntry:
+    """The protocol called ``name``; raises :class:`MisuseError` naming the choices."""
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise MisuseError(f"protocol {name!r} is not known.{hint} Choices: {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]

@@ -1,0 +1,231 @@
+"""What every server session does alike: ask, verify and take in replies, count the silent, add vectors, persist."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from fedvlm_secure.encoding.codec import GarbageSumError
+from fedvlm_secure.encoding.ring import Words
+from fedvlm_secure.errors import MisuseError, ProtocolError, RoundAbortedError
+from fedvlm_secure.primitives.schema import Digest, pack, unpack
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.primitives.stream import CHUNK
+from fedvlm_secure.secagg.envelope import Expected, join, seal
+from fedvlm_secure.secagg.plan import Plan
+from fedvlm_secure.secagg.roster import Roster
+from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum
+from fedvlm_secure.secagg.transcript import Entry, Transcript
+
+DONE = "done"
+FAILED = "failed"
+THE_COHORT = "the cohort"  # who is at fault where no single client is
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Client → server, in front of a vector's chunks: their SHA-256 digests, in order (P-5.3)."""
+
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRecord:
+    """The durable state of a server session; ``own`` is what a subclass adds."""
+
+    plan: Plan
+    roster: Roster
+    phase: str
+    asked: tuple[ClientId, ...]
+    replied: tuple[ClientId, ...]
+    uploaded: tuple[ClientId, ...]
+    total: bytes
+    entries: tuple[Entry, ...]
+    own: bytes
+
+
+class ServerSessionBase(ABC):
+    """The server in one attempt. Subclasses name the phases and say what each asks and takes."""
+
+    phases: tuple[str, ...]
+
+    def __init__(self, plan: Plan, identity: Identity, roster: Roster) -> None:
+        if plan.roster != roster.hash or identity.public != roster.server:
+            raise MisuseError("the plan, the roster and the server's key do not belong together")
+        self._plan = plan
+        self._hash = plan.hash
+        self._identity = identity
+        self._roster = roster
+        self._keys = roster.keys()
+        self._phase = self.phases[0]
+        self._asked: tuple[ClientId, ...] = plan.cohort
+        self._replied: set[ClientId] = set()
+        self._uploaded: set[ClientId] = set()
+        self._total = plan.ring.zeros(plan.layout.size)
+        self._entries: dict[tuple[str, str, ClientId], Entry] = {}
+
+    @property
+    def phase(self) -> str:
+        """The phase that runs now."""
+        return self._phase
+
+    @property
+    def done(self) -> bool:
+        """True when the sum can be had."""
+        return self._phase == DONE
+
+    @property
+    def transcript(self) -> Transcript:
+        """What happened so far."""
+        return Transcript(pack(self._roster), pack(self._plan), tuple(self._entries.values()))
+
+    @abstractmethod
+    def _request(self, client: ClientId) -> object:
+        """The body of this phase's request to one client."""
+
+    @abstractmethod
+    def _take(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
+        """Verify one reply and take it in; raises with the state unchanged."""
+
+    @abstractmethod
+    def _ended(self) -> tuple[ClientId, ...]:
+        """The phase's end: check what the next one needs, and say whom to ask then."""
+
+    @abstractmethod
+    def _unprotected(self) -> Words:
+        """The sum with all protection removed."""
+
+    @abstractmethod
+    def _own(self) -> bytes:
+        """The subclass's part of the durable state."""
+
+    @abstractmethod
+    def _restore_own(self, own: bytes) -> None:
+        """The inverse of :meth:`_own`."""
+
+    def _recorded(self, direction: str) -> bool:
+        """Whether the transcript keeps this phase's envelopes, rather than their digests only."""
+        return True
+
+    def requests(self) -> Iterator[tuple[ClientId, bytes]]:
+        """See :meth:`fedvlm_secure.secagg.session.ServerSession.requests`."""
+        phase = self._running()
+        for client in self._asked:
+            if client not in self._replied:
+                envelope = seal(self._identity, phase, self._hash, SERVER, client, self._request(client))
+                message = join([envelope])
+                self._note("request", client, envelope, len(message))
+                yield client, message
+
+    def receive(self, client: ClientId, reply: bytes) -> None:
+        """See :meth:`fedvlm_secure.secagg.session.ServerSession.receive`."""
+        phase = self._running()
+        if client not in self._plan.cohort:
+            raise MisuseError(f"{client!r} is not in the cohort of this round")
+        expected = self._expected(phase, client)
+        if client not in self._asked or client in self._replied:
+            raise expected.fault("P-1.7", "replies without being asked, or a second time")
+        frames = expected.frames(reply)
+        self._take(expected, client, frames)
+        self._note("reply", client, bytes(frames[0]), len(reply))
+        self._replied.add(client)
+
+    def end_phase(self) -> None:
+        """See :meth:`fedvlm_secure.secagg.session.ServerSession.end_phase`."""
+        self._running()
+        try:
+            self._asked = self._ended()
+        except RoundAbortedError:
+            self._phase = FAILED
+            raise
+        self._replied = set()
+        following = self.phases.index(self._phase) + 1
+        self._phase = self.phases[following] if following < len(self.phases) else DONE
+
+    def aggregate(self) -> RingSum:
+        """See :meth:`fedvlm_secure.secagg.session.ServerSession.aggregate`."""
+        if not self.done:
+            raise MisuseError(f"the round is in phase {self._phase}; there is no sum to take")
+        total = self._plan.ring.to_signed(self._unprotected())
+        try:
+            decoded = self._plan.codec.decode(total)
+        except GarbageSumError as error:
+            raise self._fault("P-8.1", THE_COHORT, str(error)) from None
+        if decoded.participants != len(self._uploaded):
+            detail = f"{decoded.participants} participations in the sum of {len(self._uploaded)} uploads"
+            raise self._fault("P-8.1", THE_COHORT, detail)
+        dropped = set(self._plan.cohort) - self._uploaded
+        return RingSum(total, tuple(sorted(self._uploaded)), tuple(sorted(dropped)))
+
+    def to_bytes(self) -> bytes:
+        """See :meth:`fedvlm_secure.secagg.session.ServerSession.to_bytes`."""
+        return pack(
+            ServerRecord(
+                plan=self._plan,
+                roster=self._roster,
+                phase=self._phase,
+                asked=self._asked,
+                replied=tuple(sorted(self._replied)),
+                uploaded=tuple(sorted(self._uploaded)),
+                total=self._plan.ring.pack(self._total),
+                entries=tuple(self._entries.values()),
+                own=self._own(),
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, identity: Identity) -> Self:
+        """The session that :meth:`to_bytes` described; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        record = unpack(ServerRecord, data)
+        session = cls(record.plan, identity, record.roster)
+        session._phase = record.phase
+        session._asked = record.asked
+        session._replied = set(record.replied)
+        session._uploaded = set(record.uploaded)
+        session._total = record.plan.ring.unpack(record.total)
+        session._entries = {(entry.phase, entry.direction, entry.client): entry for entry in record.entries}
+        session._restore_own(record.own)
+        return session
+
+    def _expected(self, phase: str, sender: ClientId, recipient: ClientId = SERVER) -> Expected:
+        return Expected(phase, sender, recipient, self._keys[sender], self._hash, self._plan.place)
+
+    def _running(self) -> str:
+        if self._phase in (DONE, FAILED):
+            raise MisuseError(f"the session is {self._phase}; open one for the next attempt")
+        return self._phase
+
+    def _add_upload(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
+        """Verify a vector's chunks against the signed digests, then add them; nothing is kept of the vector."""
+        upload = expected.open(frames[0], Upload)
+        ring, size, chunks = self._plan.ring, self._plan.layout.size, frames[1:]
+        sizes = [min(CHUNK, size - start) * ring.value_bytes for start in range(0, size, CHUNK)]
+        if [len(chunk) for chunk in chunks] != sizes or len(upload.digests) != len(chunks):
+            raise expected.fault("P-5.3", "the vector has another length than the plan's layout", client)
+        for chunk, chunk_digest in zip(chunks, upload.digests, strict=True):
+            if hashlib.sha256(chunk).digest() != chunk_digest:
+                raise expected.fault("P-5.3", "a chunk does not match its signed digest", "network")
+        for number, chunk in enumerate(chunks):
+            self._total[number * CHUNK : (number + 1) * CHUNK] += ring.unpack(chunk)
+        self._uploaded.add(client)
+
+    def _require(self, count: int, needed: int, clause: str) -> None:
+        if count < needed:
+            detail = f"{count} of {len(self._plan.cohort)} clients remain, {needed} are needed"
+            raise RoundAbortedError(clause, party=THE_COHORT, phase=self._phase, detail=detail, round=self._plan.place)
+
+    def _fault(self, clause: str, party: str, detail: str) -> ProtocolError:
+        return ProtocolError(clause, party=party, phase=self._phase, detail=detail, round=self._plan.place)
+
+    def _note(self, direction: str, client: ClientId, envelope: bytes, size: int) -> None:
+        key = (self._phase, direction, client)
+        kept = envelope if self._recorded(direction) else None
+        digest = hashlib.sha256(envelope).digest()
+        self._entries.setdefault(key, Entry(self._phase, direction, client, size, digest, kept))
+
+
+def upload_frames(words: Words, plan: Plan) -> tuple[object, list[bytes]]:
+    """A protected vector as its signed part and its chunks, ``CHUNK`` values each."""
+    chunks = [plan.ring.pack(words[start : start + CHUNK]) for start in range(0, len(words), CHUNK)]
+    return Upload(tuple(hashlib.sha256(chunk).digest() for chunk in chunks)), chunks

@@ -1,0 +1,109 @@
+"""What every aggregation protocol offers: two state machines without I/O, clock or network.
+
+The caller persists ``to_bytes()`` *before* it sends what the session produced, so that a party that crashes and comes
+back gives the identical answer or none. An identical request gets the identical reply bytes; any other repeat is
+refused. A session that has failed or finished refuses further use.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvlm_secure.secagg.transcript import Transcript
+
+ClientId = str
+SERVER = "server"
+COHORT = "cohort"  # the recipient of what the server passes on to everyone
+
+
+@dataclass(frozen=True, slots=True)
+class RingSum:
+    """The sum of the survivors' vectors.
+
+    Attributes:
+        total: int64 [layout.size], the signed representatives.
+        survivors: the clients whose masked input is in the sum, sorted.
+        dropped: the rest of the cohort, sorted.
+    """
+
+    total: NDArray[np.int64]
+    survivors: tuple[ClientId, ...]
+    dropped: tuple[ClientId, ...]
+
+
+class ServerSession(Protocol):
+    """The server's half of one attempt at a round. Messages are frames around signed, canonical CBOR envelopes."""
+
+    @property
+    def phase(self) -> str:
+        """The phase that runs now; ``"done"`` at the end."""
+
+    @property
+    def done(self) -> bool:
+        """True when :meth:`aggregate` may be called."""
+
+    @property
+    def transcript(self) -> Transcript:
+        """What happened so far, for anyone to verify later."""
+
+    def requests(self) -> Iterator[tuple[ClientId, bytes]]:
+        """Lazily, this phase's request to each client that still owes a reply: one message in memory."""
+
+    def receive(self, client: ClientId, reply: bytes) -> None:
+        """Verify and take in one reply.
+
+        Raises:
+            ProtocolError: the reply breaks a rule; the session is as it was before the call.
+        """
+
+    def end_phase(self) -> None:
+        """The deadline: whoever has not replied is silent from here on.
+
+        Raises:
+            RoundAbortedError: too few remain; the session refuses further use.
+        """
+
+    def aggregate(self) -> RingSum:
+        """The sum over the survivors; raises :class:`ProtocolError` if shares or check coordinates do not fit."""
+
+    def to_bytes(self) -> bytes:
+        """The durable state."""
+
+
+class ClientSession(Protocol):
+    """One client's half of one attempt at a round."""
+
+    @property
+    def memory(self) -> "Memory":
+        """What the client must remember after this session, to be given to the next one."""
+
+    def reply(self, request: bytes) -> bytes:
+        """The answer to one request.
+
+        Raises:
+            ProtocolError: the request is not authentic, or out of turn (the session is unchanged), or it is the
+                server's word and breaks a rule (the session is closed: the server cannot be trusted with an answer).
+            MisuseError: this client's own update cannot be sent, or the session is over.
+        """
+
+    def to_bytes(self) -> bytes:
+        """The durable state. It holds secrets: keep the file private."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What outlives an attempt at the client: the last plan it began, and fingerprints of answered updates.
+
+    Attributes:
+        run: the run of the last plan begun, 16 bytes; empty before the first.
+        round, attempt: that plan's place in its run. Plans must come in increasing order (P-2.7).
+        answered: fingerprints of updates whose ``unmask`` was answered; they are never sent again (P-7.5).
+    """
+
+    run: bytes = b""
+    round: int = 0
+    attempt: int = 0
+    answered: tuple[bytes, ...] = ()

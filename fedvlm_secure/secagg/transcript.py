@@ -1,0 +1,52 @@
+"""What the server keeps of a round for auditors: signed envelopes and sizes, never a share or a masked vector."""
+
+from dataclasses import dataclass, field
+
+from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.schema import Digest, pack, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message.
+
+    Attributes:
+        direction: ``"request"`` (server to client) or ``"reply"``.
+        size: bytes on the wire, all frames together.
+        digest: SHA-256 of the message's envelope.
+        envelope: the signed envelope itself, or None where it would reveal shares or repeat recorded replies.
+    """
+
+    phase: str
+    direction: str
+    client: str
+    size: int
+    digest: Digest
+    envelope: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One attempt at a round, in the order in which the server sent and accepted."""
+
+    roster: bytes
+    plan: bytes
+    entries: tuple[Entry, ...] = field(default=())
+    spec: str = SPEC_VERSION
+
+    def to_bytes(self) -> bytes:
+        """Canonical CBOR."""
+        return pack(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Transcript":
+        """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        return unpack(cls, data)
+
+    def bytes_per_phase(self) -> dict[str, dict[str, int]]:
+        """Bytes sent by the server (``"request"``) and by all clients (``"reply"``) in each phase."""
+        totals: dict[str, dict[str, int]] = {}
+        for entry in self.entries:
+            phase = totals.setdefault(entry.phase, {"request": 0, "reply": 0})
+            phase[entry.direction] += entry.size
+        return totals
