@@ -16,8 +16,9 @@ from fedvlm_secure.encoding.rotation import Floats, rotate, unrotate
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives import entropy
 
-# After rotation a coordinate of a vector of norm c is about normal with deviation c/√d; beyond 8.5 of those lies
-# less than 2e-17 of the mass. Saturations are counted all the same.
+# After rotation a coordinate of a vector of norm c is about normal with deviation c/√d; beyond 8.5 of those lies less
+# than 2e-17 of the mass. Where d is just below a power of two and the vector lies in one of the rotation's two windows,
+# the deviation is √2 times that, and the mass 2e-9. Saturations are counted all the same.
 RANGE_DEVIATIONS = 8.5
 
 ROUNDINGS = ("stochastic", "nearest")
@@ -92,6 +93,8 @@ class Codec:
         """
         values, counters = self.check(update)
         norm = float(np.linalg.norm(values))
+        if not math.isfinite(norm):
+            raise MisuseError("the update's norm is beyond float64; the local training diverged, nothing was sent")
         clipped = norm > self.clip_norm
         if clipped:
             values = values * (self.clip_norm / norm)

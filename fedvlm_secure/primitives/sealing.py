@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import Context, derive
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.wire import encode
@@ -47,7 +48,7 @@ class SealingKey:
     def open(self, box: bytes, purpose: str, *context: Context) -> Secret:
         """The plaintext of ``box``; raises :class:`SealError` if it was sealed otherwise than for this context."""
         try:
-            return Secret(_SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves()), encode([purpose, *context])))
+            return Secret(_SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves()), _info(purpose, context)))
         except (InvalidTag, ValueError):
             raise SealError(f"a sealed box for {purpose} does not open") from None
 
@@ -68,6 +69,15 @@ def seal(public: bytes, plaintext: Secret, purpose: str, *context: Context) -> b
             MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC]),
             X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:]),
         )
-        return _SUITE.encrypt(plaintext.reveal(), key, encode([purpose, *context]))
+        return _SUITE.encrypt(plaintext.reveal(), key, _info(purpose, context))
     except ValueError:
         raise SealError("a malformed sealing key") from None
+
+
+def check_public(public: bytes) -> None:
+    """Raise :class:`SealError` if nothing can be sealed to ``public``: wrong length, encoding or a low-order point."""
+    seal(public, Secret(b""), "check")
+
+
+def _info(purpose: str, context: tuple[Context, ...]) -> bytes:
+    return encode([SPEC_VERSION, purpose, *context])

@@ -18,7 +18,8 @@ class Secret:
     _value: bytes
 
     def __init__(self, value: bytes) -> None:
-        object.__setattr__(self, "_value", bytes(value))
+        # Through a memoryview, since bytes(32) would be a key of 32 zeros.
+        object.__setattr__(self, "_value", bytes(memoryview(value)))
 
     @classmethod
     def generate(cls, count: int = SECRET_BYTES) -> "Secret":
@@ -38,6 +39,9 @@ class Secret:
     __hash__ = None  # type: ignore[assignment]  # a hash table would compare in variable time
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError("a Secret cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError("a Secret cannot be changed")
 
     def __repr__(self) -> str:

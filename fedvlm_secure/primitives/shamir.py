@@ -57,6 +57,8 @@ def combine(shares: Mapping[int, Secret], weights: Sequence[int] | None = None) 
         ShareError: a share is malformed or the result is no 32-byte value. Wrong shares may also give a wrong
             secret: the caller compares with a commitment.
     """
+    if not shares or not all(1 <= point < 1 << 32 for point in shares):
+        raise ShareError("shares need points within 1..2^32-1")
     weights = weights_at_zero(list(shares)) if weights is None else weights
     value = 0
     for weight, share in zip(weights, shares.values(), strict=True):

@@ -24,6 +24,12 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+# For what a party saved itself, such as a server's state with every client's parcels.
+STATE_LIMITS = Limits(max_bytes=1 << 40, max_depth=16, max_items=1 << 32)
+
+_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 2, 3, 4, 5, 7  # CBOR's major types; the others are refused
+_FALSE_TRUE_NULL = (20, 21, 22)
+
 
 def encode(value: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The canonical encoding of ``value``.
@@ -31,10 +37,11 @@ def encode(value: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
     Raises:
         WireError: ``value`` holds something the format has no place for, or is beyond the limits.
     """
-    _count(value, limits, depth=0, seen=0)
-    data = cbor2.dumps(value, canonical=True)
-    if len(data) > limits.max_bytes:
-        raise WireError(f"{len(data)} bytes exceed the limit of {limits.max_bytes}")
+    try:
+        data = cbor2.dumps(value, canonical=True)
+    except Exception as error:  # noqa: BLE001  # as in `decode`
+        raise WireError(f"no encoding: {type(error).__name__}") from None
+    _walk(data, limits)
     return data
 
 
@@ -47,34 +54,53 @@ def decode(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
     if len(data) > limits.max_bytes:
         raise WireError(f"{len(data)} bytes exceed the limit of {limits.max_bytes}")
     data = bytes(data)
+    _walk(data, limits)
     try:
-        value = cbor2.loads(data, max_depth=limits.max_depth + 1, allow_indefinite=False, allow_duplicate_keys=False)
+        value = cbor2.loads(data)
+        canonical = cbor2.dumps(value, canonical=True)
     except Exception as error:  # noqa: BLE001  # the library raises many types on hostile bytes; all mean the same here
         raise WireError(f"not CBOR: {type(error).__name__}") from None
-    if encode(value, limits) != data:
+    if canonical != data:
         raise WireError("not the canonical encoding")
     return value
 
 
-def _count(value: Any, limits: Limits, depth: int, seen: int) -> int:
-    """Check types, depth and number of values; returns the running number of values."""
-    seen += 1
-    if seen > limits.max_items:
-        raise WireError(f"more than {limits.max_items} values")
-    if depth > limits.max_depth:
-        raise WireError(f"nested deeper than {limits.max_depth}")
-    if value is None or isinstance(value, bool | bytes | str):
-        return seen
-    if isinstance(value, int):
-        if not 0 <= value < 1 << 64:
-            raise WireError("integer outside [0, 2^64)")
-        return seen
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
+def _walk(data: bytes, limits: Limits) -> None:
+    """Walk over the headers only, so that hostile bytes are refused before any value is made of them."""
+    if len(data) > limits.max_bytes:
+        raise WireError(f"{len(data)} bytes exceed the limit of {limits.max_bytes}")
+    position, seen = 0, 0
+    owed = [(1, False)]  # of each open array or map: how many values it still lacks, and whether it is a map
+    while owed:
+        lacking, is_map = owed.pop()
+        if not lacking:
+            continue
+        owed.append((lacking - 1, is_map))
+        seen += 1
+        if seen > limits.max_items or len(owed) - 1 > limits.max_depth:
+            raise WireError(f"more than {limits.max_items} values, or nested deeper than {limits.max_depth}")
+        major, argument, position = _header(data, position)
+        if is_map and lacking % 2 == 0 and major != _TEXT:
             raise WireError("a map key that is not text")
-        return _count(list(value.values()), limits, depth, seen + len(value))
-    if isinstance(value, list | tuple):
-        for item in value:
-            seen = _count(item, limits, depth + 1, seen)
-        return seen
-    raise WireError(f"no place for a value of type {type(value).__name__}")
+        if major in (_BYTES, _TEXT):
+            position += argument
+        elif major in (_ARRAY, _MAP):
+            owed.append((argument * 2, True) if major == _MAP else (argument, False))
+    if position != len(data):
+        raise WireError("truncated or trailing bytes")
+
+
+def _header(data: bytes, position: int) -> tuple[int, int, int]:
+    """Major type, argument, and where the header ends (RFC 8949, section 3)."""
+    if position >= len(data):
+        raise WireError("truncated")
+    major, info = data[position] >> 5, data[position] & 31
+    position += 1
+    if major == _SIMPLE and info not in _FALSE_TRUE_NULL:
+        raise WireError("no place for floats and other simple values")
+    if major not in (_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE) or info > 27:
+        raise WireError("no place for negative integers, tags and indefinite lengths")
+    if info < 24:
+        return major, info, position
+    width = 1 << (info - 24)
+    return major, int.from_bytes(data[position : position + width]), position + width

@@ -7,12 +7,17 @@ state and request into the next state and the answer. A used state is gone, so i
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.encoding.ring import Words
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.primitives.kdf import digest
-from fedvlm_secure.primitives.schema import pack, unpack
+from fedvlm_secure.primitives.schema import Digest, pack, unpack
+from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.primitives.wire import STATE_LIMITS
 from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party, check_plan
@@ -26,7 +31,17 @@ class Turn:
     party: Party
     plan: Plan
     update: Update
+    fingerprint: bytes
     expected: Expected
+
+    def encoded(self) -> Words:
+        """The update as words of the ring; raises :class:`MisuseError` if it is not the one the session began with.
+
+        Training in place between two phases would otherwise send one update and remember another (P-7.5).
+        """
+        if fingerprint(self.update) != self.fingerprint:
+            raise MisuseError("the update's values changed after the session was opened; give the session its own copy")
+        return self.plan.ring.from_signed(self.plan.codec.encode(self.update).integers)
 
     def fault(self, clause: str, detail: str) -> ProtocolError:
         """The server broke ``clause``."""
@@ -45,7 +60,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The server broke a rule; nothing further is answered."""
+    """A rule was broken under the server's signature; nothing further is answered.
+
+    That holds for what another client did as well: the server passed it on, the two may be one, and a second try with
+    other words would be an experiment on this client. The next attempt leaves the culprit out.
+    """
 
     reason: str
 
@@ -69,16 +88,21 @@ class ClientRecord:
 
     protocol: str
     state: str
-    fields: bytes
+    fields: Secret
     plan: Plan | None
     memory: Memory
-    last_request: Annotated[bytes, 32] | None
+    update: Digest
+    last_request: Digest | None
     last_reply: bytes
 
 
 def fingerprint(update: Update) -> bytes:
-    """What tells one update from another across attempts: a digest of its values before any rounding."""
-    return digest("update", str(update.values.dtype), update.values.tobytes())
+    """What tells one update from another across attempts: a digest of its values before any rounding.
+
+    Equal numbers give one fingerprint, whether they are held as float32 or as float64.
+    """
+    values = np.ascontiguousarray(update.values, "<f8") + 0.0  # and whether a zero has a sign
+    return digest("update", hashlib.sha256(values.data).digest())
 
 
 class ClientSessionBase:
@@ -95,14 +119,22 @@ class ClientSessionBase:
         self._plan: Plan | None = None
         self._last_request: bytes | None = None
         self._last_reply = b""
+        if not isinstance(update.values, np.ndarray) or update.values.dtype not in (np.float32, np.float64):
+            raise MisuseError("an update's values must be a numpy array of float32 or float64")
+        self._fingerprint = fingerprint(update)
         # An empty update (a strategy that shares nothing) has no values to protect from a second sum.
-        if len(update.values) and fingerprint(update) in self._memory.answered:
+        if update.values.size and self._fingerprint in self._memory.answered:
             raise MisuseError("this update is part of a sum that was already unmasked (P-7.5); train again to send one")
 
     @property
     def memory(self) -> Memory:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
         return self._memory
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan this session has begun, if any."""
+        return self._plan
 
     def reply(self, request: bytes) -> bytes:
         """See :meth:`fedvlm_secure.secagg.session.ClientSession.reply`."""
@@ -118,7 +150,7 @@ class ClientSessionBase:
             raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
         body: Any = expected.open(frames[0], step.request)
         plan = self._accept(expected, frames[0], body) if self._plan is None else self._plan
-        state, (answer, chunks) = self._transition(step, Turn(self._party, plan, self._update, expected), body)
+        state, (answer, chunks) = self._transition(step, self._turn(plan, expected), body)
         envelope = seal(self._party.identity, step.phase, plan.hash, self._party.name, SERVER, answer)
         self._state, self._plan = state, plan
         self._remember(plan)
@@ -131,31 +163,49 @@ class ClientSessionBase:
             ClientRecord(
                 protocol=self.protocol,
                 state=type(self._state).__name__,
-                fields=pack(self._state),
+                fields=Secret(pack(self._state, STATE_LIMITS)),
                 plan=self._plan,
                 memory=self._memory,
+                update=self._fingerprint,
                 last_request=self._last_request,
                 last_reply=self._last_reply,
-            )
+            ),
+            STATE_LIMITS,
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes, party: Party, update: Update) -> Self:
+    def from_bytes(cls, data: bytes, party: Party, update: Update, memory: Memory | None = None) -> Self:
         """The session that :meth:`to_bytes` described, with the same party and update.
+
+        Args:
+            memory: what the client remembers now. Give it wherever attempts can overlap: a session that a later
+                attempt has overtaken must not come back and answer for the same update a second time (P-7.5).
 
         Raises:
             WireError: ``data`` is not such a state.
-            MisuseError: it is another protocol's, or its update was already part of an unmasked sum.
+            MisuseError: it is another protocol's or another update's, or ``memory`` says that it is overtaken.
         """
-        record = unpack(ClientRecord, data)
+        record = unpack(ClientRecord, data, STATE_LIMITS)
         states = {state.__name__: state for state in (*cls.steps, Finished, Closed)}
         if record.protocol != cls.protocol or record.state not in states:
             raise MisuseError(f"the saved session is of protocol {record.protocol!r}, not {cls.protocol!r}")
+        if memory is not None and memory != record.memory:
+            raise MisuseError("the saved session was overtaken by a later attempt (P-7.5); open one for that attempt")
         session = cls(party, update)
-        session._state = unpack(states[record.state], record.fields)
+        if session._fingerprint != record.update:
+            raise MisuseError("the saved session was opened with another update")
+        session._state = unpack(states[record.state], record.fields.reveal(), STATE_LIMITS)
         session._plan, session._memory = record.plan, record.memory
         session._last_request, session._last_reply = record.last_request, record.last_reply
         return session
+
+    @staticmethod
+    def memory_of(data: bytes) -> Memory:
+        """What a saved session has to remember; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        return unpack(ClientRecord, data).memory
+
+    def _turn(self, plan: Plan, expected: Expected) -> Turn:
+        return Turn(self._party, plan, self._update, self._fingerprint, expected)
 
     def _expected(self, step: Step) -> Expected:
         plan = self._plan
@@ -181,11 +231,10 @@ class ClientSessionBase:
         try:
             return step.transition(turn, self._state, body)
         except ProtocolError as error:
-            # The envelope was the server's own: it broke a rule, and gets no further answer in this attempt.
             self._state = Closed(str(error))
             raise
 
     def _remember(self, plan: Plan) -> None:
         self._memory = replace(self._memory, run=plan.run, round=plan.round, attempt=plan.attempt)
-        if isinstance(self._state, Finished) and len(self._update.values):
-            self._memory = replace(self._memory, answered=(*self._memory.answered, fingerprint(self._update)))
+        if isinstance(self._state, Finished) and self._update.values.size:
+            self._memory = replace(self._memory, answered=(*self._memory.answered, self._fingerprint))

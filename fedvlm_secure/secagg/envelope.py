@@ -13,13 +13,16 @@ from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import SIGNATURE_BYTES, Identity, SignatureError, verify
-from fedvlm_secure.primitives.wire import WireError, encode
+from fedvlm_secure.primitives.wire import Limits, WireError, encode
 from fedvlm_secure.secagg.session import ClientId
 
 T = TypeVar("T")
 NETWORK = "network"  # who is to blame where no signature tells
 
 MAX_FRAMES = 1 << 17
+
+# An envelope is parsed before its signature is checked: nothing but its seven fields may cost anything.
+_ENVELOPE_LIMITS = Limits(max_depth=1, max_items=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,16 @@ def seal(identity: Identity, phase: str, plan: bytes, sender: ClientId, recipien
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a receiver knows about the next message before it arrives; errors name it."""
+    """What a receiver knows about the next message before it arrives; errors name it.
+
+    Attributes:
+        phase: the phase that the envelope must name.
+        key: the sender's signing key.
+        plan, place: the plan's hash and (round, attempt), or None before a plan is known.
+        carrier: who is to blame for what the sender's signature does not cover: the network, or whoever passed the
+            message on under a signature of its own.
+        during: the phase in which a passed-on message is read, where that is another.
+    """
 
     phase: str
     sender: ClientId
@@ -74,11 +86,17 @@ class Expected:
     key: bytes
     plan: bytes | None
     place: tuple[int, int] | None
+    carrier: str = NETWORK
+    during: str | None = None
 
     def fault(self, clause: str, detail: str, party: str | None = None) -> ProtocolError:
         """The error that names round, phase and party."""
         return ProtocolError(
-            clause, party=self.sender if party is None else party, phase=self.phase, detail=detail, round=self.place
+            clause,
+            party=self.sender if party is None else party,
+            phase=self.during or self.phase,
+            detail=detail,
+            round=self.place,
         )
 
     def open(self, data: bytes | memoryview, body: type[T]) -> T:
@@ -86,18 +104,19 @@ class Expected:
 
         Raises:
             ProtocolError: not canonical (P-1.1), not signed by the expected sender (P-1.2), of another plan (P-1.3),
-                phase (P-1.4), sender or recipient (P-1.5), or with a body of another form (P-1.6).
+                phase (P-1.4), sender or recipient (P-1.5), or with a body of another form (P-1.6). Only the last is
+                certainly the sender's fault: anyone on the way can cut a message short or repeat an old one.
         """
         envelope = self._parse(data)
         try:
             signed = _signed(envelope.phase, envelope.plan, envelope.sender, envelope.recipient, envelope.body)
             verify(self.key, "envelope", signed, envelope.signature)
         except SignatureError:
-            raise self.fault("P-1.2", f"not signed by {self.sender}", NETWORK) from None
+            raise self.fault("P-1.2", f"not signed by {self.sender}", self.carrier) from None
         if self.plan is not None and envelope.plan != self.plan:
-            raise self.fault("P-1.3", "belongs to another plan: another run, round or attempt")
+            raise self.fault("P-1.3", "belongs to another plan: another run, round or attempt", self.carrier)
         if envelope.phase != self.phase:
-            raise self.fault("P-1.4", f"belongs to phase {envelope.phase[:40]!r}")
+            raise self.fault("P-1.4", f"belongs to phase {envelope.phase[:40]!r}", self.carrier)
         try:
             return unpack(body, envelope.body)
         except (WireError, MisuseError) as error:
@@ -105,13 +124,13 @@ class Expected:
 
     def _parse(self, data: bytes | memoryview) -> Envelope:
         try:
-            envelope = unpack(Envelope, data)
+            envelope = unpack(Envelope, data, _ENVELOPE_LIMITS)
         except WireError as error:
-            raise self.fault("P-1.1", str(error), NETWORK) from None
+            raise self.fault("P-1.1", str(error), self.carrier) from None
         if envelope.spec != SPEC_VERSION:
-            raise self.fault("P-1.1", f"speaks {envelope.spec[:40]!r}, this party {SPEC_VERSION!r}", NETWORK)
+            raise self.fault("P-1.1", f"speaks {envelope.spec[:40]!r}, this party {SPEC_VERSION!r}", self.carrier)
         if (envelope.sender, envelope.recipient) != (self.sender, self.recipient):
-            raise self.fault("P-1.5", "comes from or is meant for somebody else", NETWORK)
+            raise self.fault("P-1.5", "comes from or is meant for somebody else", self.carrier)
         return envelope
 
     def frames(self, message: bytes) -> list[memoryview]:
@@ -119,7 +138,7 @@ class Expected:
         try:
             return split(message)
         except WireError as error:
-            raise self.fault("P-1.1", str(error), NETWORK) from None
+            raise self.fault("P-1.1", str(error), self.carrier) from None
 
 
 def _signed(phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: bytes) -> bytes:

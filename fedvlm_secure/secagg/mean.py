@@ -121,6 +121,11 @@ def _arrays(vectors: Sequence[ArrayLike]) -> list[NDArray[np.floating]]:
     arrays = [np.asarray(vector) for vector in vectors]
     if len(arrays) < 3:
         raise MisuseError(f"{len(arrays)} vectors; at least 3 are needed: of two, each reads the other off the mean")
+    for index, array in enumerate(arrays):
+        if array.dtype not in (np.float32, np.float64):
+            raise MisuseError(f"vectors[{index}] has dtype {array.dtype}; it must be float32 or float64")
+        if not np.isfinite(array).all():
+            raise MisuseError(f"vectors[{index}] holds a NaN or an infinity")
     if len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 1 or not len(arrays[0]):
         raise MisuseError("vectors must be one-dimensional, not empty, and all of one length")
     return arrays

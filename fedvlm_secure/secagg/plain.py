@@ -16,7 +16,7 @@ INPUT = "input"
 
 def send_readable(turn: Turn, state: Ready, plan: Plan) -> tuple[Finished, Answer]:
     """Encode the update and send it as it is."""
-    return Finished(), upload_frames(plan.ring.from_signed(plan.codec.encode(turn.update).integers), plan)
+    return Finished(), upload_frames(turn.encoded(), plan)
 
 
 class PlainClient(ClientSessionBase):

@@ -1,5 +1,6 @@
 """What a client accepts. It recomputes what the plan claims, and never trusts a number because the server sent it."""
 
+import math
 from dataclasses import dataclass
 
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
@@ -87,7 +88,7 @@ def _thresholds_are_sound(plan: Plan) -> bool:
 
 def _ring_fits(plan: Plan) -> bool:
     try:
-        return plan.ring_bits == plan.layout.ring_bits(len(plan.cohort)) and plan.codec.step > 0
+        return plan.ring_bits == plan.layout.ring_bits(len(plan.cohort)) and 0 < plan.codec.step < math.inf
     except MisuseError:
         return False
 

@@ -12,7 +12,8 @@ from fedvlm_secure.errors import MisuseError, ProtocolError, RoundAbortedError
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.stream import CHUNK
-from fedvlm_secure.secagg.envelope import Expected, join, seal
+from fedvlm_secure.primitives.wire import STATE_LIMITS
+from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum
@@ -53,6 +54,8 @@ class ServerSessionBase(ABC):
     def __init__(self, plan: Plan, identity: Identity, roster: Roster) -> None:
         if plan.roster != roster.hash or identity.public != roster.server:
             raise MisuseError("the plan, the roster and the server's key do not belong together")
+        if not set(plan.cohort) <= roster.keys().keys() - {SERVER}:
+            raise MisuseError("the plan's cohort holds clients that are not on the roster")
         self._plan = plan
         self._hash = plan.hash
         self._identity = identity
@@ -64,6 +67,11 @@ class ServerSessionBase(ABC):
         self._uploaded: set[ClientId] = set()
         self._total = plan.ring.zeros(plan.layout.size)
         self._entries: dict[tuple[str, str, ClientId], Entry] = {}
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of this attempt."""
+        return self._plan
 
     @property
     def phase(self) -> str:
@@ -112,6 +120,8 @@ class ServerSessionBase(ABC):
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.requests`."""
         phase = self._running()
         for client in self._asked:
+            if self._phase != phase:
+                raise MisuseError(f"phase {phase} has ended; take the requests of the phase that runs now")
             if client not in self._replied:
                 envelope = seal(self._identity, phase, self._hash, SERVER, client, self._request(client))
                 message = join([envelope])
@@ -171,13 +181,14 @@ class ServerSessionBase(ABC):
                 total=self._plan.ring.pack(self._total),
                 entries=tuple(self._entries.values()),
                 own=self._own(),
-            )
+            ),
+            STATE_LIMITS,
         )
 
     @classmethod
     def from_bytes(cls, data: bytes, identity: Identity) -> Self:
         """The session that :meth:`to_bytes` described; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
-        record = unpack(ServerRecord, data)
+        record = unpack(ServerRecord, data, STATE_LIMITS)
         session = cls(record.plan, identity, record.roster)
         session._phase = record.phase
         session._asked = record.asked
@@ -201,11 +212,13 @@ class ServerSessionBase(ABC):
         upload = expected.open(frames[0], Upload)
         ring, size, chunks = self._plan.ring, self._plan.layout.size, frames[1:]
         sizes = [min(CHUNK, size - start) * ring.value_bytes for start in range(0, size, CHUNK)]
-        if [len(chunk) for chunk in chunks] != sizes or len(upload.digests) != len(chunks):
-            raise expected.fault("P-5.3", "the vector has another length than the plan's layout", client)
+        if len(upload.digests) != len(sizes):
+            raise expected.fault("P-5.3", "the vector has another length than the plan's layout")
+        if [len(chunk) for chunk in chunks] != sizes:
+            raise expected.fault("P-5.3", "chunks are missing or of another length", NETWORK)
         for chunk, chunk_digest in zip(chunks, upload.digests, strict=True):
             if hashlib.sha256(chunk).digest() != chunk_digest:
-                raise expected.fault("P-5.3", "a chunk does not match its signed digest", "network")
+                raise expected.fault("P-5.3", "a chunk does not match its signed digest", NETWORK)
         for number, chunk in enumerate(chunks):
             self._total[number * CHUNK : (number + 1) * CHUNK] += ring.unpack(chunk)
         self._uploaded.add(client)

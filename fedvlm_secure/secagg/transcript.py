@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
+from fedvlm_secure.primitives.wire import STATE_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ class Transcript:
 
     def to_bytes(self) -> bytes:
         """Canonical CBOR."""
-        return pack(self)
+        return pack(self, STATE_LIMITS)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Transcript":
         """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
-        return unpack(cls, data)
+        return unpack(cls, data, STATE_LIMITS)
 
     def bytes_per_phase(self) -> dict[str, dict[str, int]]:
         """Bytes sent by the server (``"request"``) and by all clients (``"reply"``) in each phase."""

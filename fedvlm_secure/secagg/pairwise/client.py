@@ -121,7 +121,7 @@ def mask(turn: Turn, state: SharesSent, request: m.Parcels) -> tuple[InputSent, 
         except (SealError, WireError) as error:
             raise turn.expected.fault("P-4.2", str(error), sender) from None
         masks.append(bound.pair_mask(pair_seed, me, sender))
-    words = plan.ring.from_signed(plan.codec.encode(turn.update).integers)
+    words = turn.encoded()
     apply_masks(words, masks)
     return InputSent(state.key_root, shares), upload_frames(words, plan)
 
@@ -186,7 +186,9 @@ def _verified_keys(turn: Turn, state: KeysSent, request: m.KeyList) -> dict[Clie
     if len(request.keys) < plan.min_survivors:
         raise turn.fault("P-3.3", f"keys of only {len(request.keys)} clients, {plan.min_survivors} are needed")
     keys = {
-        name: Expected(m.KEYS, name, SERVER, signing_keys[name], plan.hash, plan.place).open(envelope, m.Keys)
+        name: Expected(
+            m.KEYS, name, SERVER, signing_keys[name], plan.hash, plan.place, carrier=SERVER, during=m.SHARES
+        ).open(envelope, m.Keys)
         for name, envelope in sorted(request.keys.items())
     }
     if keys.get(me) != _public(Bound(plan.hash), state, me):
@@ -196,7 +198,8 @@ def _verified_keys(turn: Turn, state: KeysSent, request: m.KeyList) -> dict[Clie
 
 def _parcel(turn: Turn, sender: ClientId, envelope: bytes, root: bytes) -> m.Parcel:
     plan, me = turn.plan, turn.party.name
-    expected = Expected(m.PARCEL, sender, me, turn.party.roster.keys()[sender], plan.hash, plan.place)
+    key = turn.party.roster.keys()[sender]
+    expected = Expected(m.PARCEL, sender, me, key, plan.hash, plan.place, carrier=SERVER, during=m.MASKED_INPUT)
     parcel = expected.open(envelope, m.Parcel)
     if parcel.key_root != root:
         raise turn.fault("P-4.4", f"{sender} was shown another key list than we were")

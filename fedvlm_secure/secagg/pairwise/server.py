@@ -1,23 +1,24 @@
 """The server's half of the pairwise protocol: pass on, add up, collect consents, unmask the sum."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, islice
 
 from fedvlm_secure.encoding.ring import Words
+from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import pack, unpack
-from fedvlm_secure.primitives.sealing import SealError
+from fedvlm_secure.primitives.sealing import SealError, check_public
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.shamir import ShareError, combine, weights_at_zero
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
+from fedvlm_secure.primitives.wire import STATE_LIMITS
 from fedvlm_secure.secagg.envelope import Expected
 from fedvlm_secure.secagg.pairwise import messages as m
 from fedvlm_secure.secagg.pairwise.client import CONSENT_PURPOSE, quorum
 from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.server import ServerSessionBase
+from fedvlm_secure.secagg.server import THE_COHORT, ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
 
 # Where some shares are wrong, how many other sets of t shares are tried before the dealer is blamed.
@@ -44,6 +45,7 @@ class PairwiseServer(ServerSessionBase):
         self._bound = Bound(self._hash)
         self._kept = PairwiseRecord({}, {}, {}, {})
         self._last_weights: tuple[tuple[int, ...], list[int]] = ((), [])
+        self._trusted: list[ClientId] = []
 
     @property
     def survivors(self) -> tuple[ClientId, ...]:
@@ -89,7 +91,13 @@ class PairwiseServer(ServerSessionBase):
         takers[self._phase](expected, client, bytes(frames[0]))
 
     def _take_keys(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
-        expected.open(envelope, m.Keys)
+        keys = expected.open(envelope, m.Keys)
+        try:
+            check_public(keys.share_key)
+            check_public(keys.mask_key)
+        except SealError as error:
+            # Passed on, such a key would make every other client close its session.
+            raise expected.fault("P-3.1", str(error)) from None
         self._kept.keys[client] = envelope
 
     def _take_parcels(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
@@ -169,16 +177,30 @@ class PairwiseServer(ServerSessionBase):
 
     def _recover(self, dealer: ClientId, shares: dict[ClientId, Secret], fits: Callable[[Secret], bool]) -> Secret:
         """The dealer's seed from any t shares that give one which fits what the dealer published (P-7.6)."""
-        sets = combinations(sorted(shares), self._plan.threshold)
-        for holders in islice(sets, ATTEMPTS_TO_RECOVER):
+        for holders in self._sets_of_holders(list(shares)):
             points = {self._plan.point(holder): shares[holder] for holder in holders}
             try:
                 seed = combine(points, self._weights(tuple(points)))
             except ShareError:
                 continue
             if fits(seed):
+                self._trusted = holders
                 return seed
-        raise self._fault("P-7.6", dealer, "the shares it dealt do not give the seed it committed to")
+        detail = f"shares of {dealer}'s seed do not give what it committed to: it dealt, or their holders gave, others"
+        raise self._fault("P-7.6", THE_COHORT, detail)
+
+    def _sets_of_holders(self, holders: list[ClientId]) -> Iterator[list[ClientId]]:
+        """Sets of t holders to try, those who told the truth last time first.
+
+        In the order of names, one liar with an early name would be in every set that is ever tried.
+        """
+        threshold = self._plan.threshold
+        if self._trusted and set(self._trusted) <= set(holders):
+            yield self._trusted
+        yield sorted(holders)[:threshold]
+        for number in range(ATTEMPTS_TO_RECOVER):
+            ranked = sorted(holders, key=lambda holder: digest("holders", self._hash, number, holder))
+            yield sorted(ranked[:threshold])
 
     def _weights(self, points: tuple[int, ...]) -> list[int]:
         """Lagrange's weights; nearly always the same set of holders, so the last answer is kept."""
@@ -190,11 +212,10 @@ class PairwiseServer(ServerSessionBase):
         return self._expected(m.KEYS, client).open(self._kept.keys[client], m.Keys)
 
     def _parcel(self, sender: ClientId, recipient: ClientId, envelope: bytes) -> m.Parcel:
-        parcel = self._expected(m.PARCEL, sender, recipient).open(envelope, m.Parcel)
+        expected = replace(self._expected(m.PARCEL, sender, recipient), carrier=sender, during=m.SHARES)
+        parcel = expected.open(envelope, m.Parcel)
         if parcel.key_root != self._key_root or (parcel.pair is None) != (recipient < sender):
-            raise self._fault(
-                "P-4.2", sender, f"its parcel for {recipient} is for another key list or lacks its pair seed"
-            )
+            raise expected.fault("P-4.2", f"its parcel for {recipient} is for another key list or lacks its pair seed")
         return parcel
 
     def _recorded(self, direction: str) -> bool:
@@ -204,7 +225,7 @@ class PairwiseServer(ServerSessionBase):
         return self._phase != m.UNMASK
 
     def _own(self) -> bytes:
-        return pack(self._kept)
+        return pack(self._kept, STATE_LIMITS)
 
     def _restore_own(self, own: bytes) -> None:
-        self._kept = unpack(PairwiseRecord, own)
+        self._kept = unpack(PairwiseRecord, own, STATE_LIMITS)
