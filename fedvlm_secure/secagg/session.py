@@ -84,8 +84,9 @@ class ClientSession(Protocol):
         """The answer to one request.
 
         Raises:
-            ProtocolError: the request is not authentic, or out of turn (the session is unchanged), or it is the
-                server's word and breaks a rule (the session is closed: the server cannot be trusted with an answer).
+            ProtocolError: the request is not authentic or out of turn, or proposes a plan that this client refuses (the
+                session is unchanged); or it breaks a rule under the server's own signature, later than the plan (the
+                session is closed: the server, or whoever it passes on, cannot be trusted with an answer).
             MisuseError: this client's own update cannot be sent, or the session is over.
         """
 

@@ -101,7 +101,7 @@ def share(turn: Turn, state: KeysSent, request: m.KeyList) -> tuple[SharesSent, 
 
 
 def mask(turn: Turn, state: SharesSent, request: m.Parcels) -> tuple[InputSent, Answer]:
-    """Open the parcels, mask the encoded update with every sender's pair and our own mask, and upload it (P-5)."""
+    """Open the parcels, mask the encoded update with every sender's pair and our own mask (P-5.2), upload it."""
     plan, me = turn.plan, turn.party.name
     bound = Bound(plan.hash)
     share_key, mask_key = bound.share_key(state.share_seed, me), bound.mask_key(state.mask_seed, me)
@@ -134,7 +134,7 @@ def consent(turn: Turn, state: InputSent, request: m.SurvivorList) -> tuple[Cons
     if me not in survivors:
         raise turn.fault("P-6.1", "the survivor list leaves us out, and we have uploaded")
     if len(survivors) < plan.min_survivors:
-        raise turn.fault("P-6.1", f"{len(survivors)} survivors, {plan.min_survivors} are needed")
+        raise turn.fault("P-6.3", f"{len(survivors)} survivors, {plan.min_survivors} are needed")
     signed = Bound(plan.hash).consent(state.key_root, survivors)
     answer = m.Consent(turn.party.identity.sign(CONSENT_PURPOSE, signed))
     return Consented(state.key_root, state.shares, survivors), (answer, [])

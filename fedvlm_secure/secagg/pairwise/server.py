@@ -133,7 +133,7 @@ class PairwiseServer(ServerSessionBase):
                 self._require(len(kept.parcels), plan.min_survivors, "P-5.1")
                 return tuple(sorted(kept.parcels))
             case m.MASKED_INPUT:
-                self._require(len(self._uploaded), plan.min_survivors, "P-6.1")
+                self._require(len(self._uploaded), plan.min_survivors, "P-5.4")
                 return self.survivors
             case m.CONSISTENCY:
                 self._require(len(kept.consents), max(quorum(plan), plan.threshold), "P-7.3")
@@ -176,7 +176,7 @@ class PairwiseServer(ServerSessionBase):
         return masks
 
     def _recover(self, dealer: ClientId, shares: dict[ClientId, Secret], fits: Callable[[Secret], bool]) -> Secret:
-        """The dealer's seed from any t shares that give one which fits what the dealer published (P-7.6)."""
+        """The dealer's seed from any t shares that give one which fits what the dealer published (P-7.7)."""
         for holders in self._sets_of_holders(list(shares)):
             points = {self._plan.point(holder): shares[holder] for holder in holders}
             try:
@@ -187,7 +187,7 @@ class PairwiseServer(ServerSessionBase):
                 self._trusted = holders
                 return seed
         detail = f"shares of {dealer}'s seed do not give what it committed to: it dealt, or their holders gave, others"
-        raise self._fault("P-7.6", THE_COHORT, detail)
+        raise self._fault("P-7.7", THE_COHORT, detail)
 
     def _sets_of_holders(self, holders: list[ClientId]) -> Iterator[list[ClientId]]:
         """Sets of t holders to try, those who told the truth last time first.
@@ -214,8 +214,10 @@ class PairwiseServer(ServerSessionBase):
     def _parcel(self, sender: ClientId, recipient: ClientId, envelope: bytes) -> m.Parcel:
         expected = replace(self._expected(m.PARCEL, sender, recipient), carrier=sender, during=m.SHARES)
         parcel = expected.open(envelope, m.Parcel)
-        if parcel.key_root != self._key_root or (parcel.pair is None) != (recipient < sender):
-            raise expected.fault("P-4.2", f"its parcel for {recipient} is for another key list or lacks its pair seed")
+        if parcel.key_root != self._key_root:
+            raise expected.fault("P-4.4", f"its parcel for {recipient} is for another key list")
+        if (parcel.pair is None) != (recipient < sender):
+            raise expected.fault("P-4.2", f"in its parcel for {recipient} a pair seed is missing or superfluous")
         return parcel
 
     def _recorded(self, direction: str) -> bool:
