@@ -14,7 +14,7 @@ _HOME = {
     "ProtocolError": "fedvlm_secure.errors",
     "SecureMean": "fedvlm_secure.secagg.mean",
     "secure_mean": "fedvlm_secure.secagg.mean",
-    "RunResult": "fedvlm_secure.federation.run",
+    "RunResult": "fedvlm_secure.engines.local",
     "Settings": "fedvlm_secure.federation.settings",
     "run": "fedvlm_secure.engines.local",
 }

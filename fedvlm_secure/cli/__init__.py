@@ -1,1 +1,62 @@
-"""The command line: one module per command."""
+"""The command line: one module per command, and every error one clear line with an exit code that means something.
+
+Heavy packages load inside the commands, so that ``--help`` and a typing mistake answer at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import fedvlm_secure
+from fedvlm_secure.cli import demo, predict, run
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
+
+USAGE, REFUSED_BY_POLICY, ABORTED, INTERRUPTED = 2, 3, 4, 130
+
+app = typer.Typer(
+    name="fedvlm-secure",
+    help="Fine-tune one vision-language model across hospitals; the server sees masked sums only.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(run.run)
+app.command()(predict.predict)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedvlm-secure {fedvlm_secure.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune one vision-language model across hospitals; the server sees masked sums only."""
+
+
+def main() -> None:
+    """The entry point: run a command, and turn errors into one line on stderr and an exit code."""
+    try:
+        app()
+    except MisuseError as error:
+        _fail(error, USAGE)
+    except PolicyRefusalError as error:
+        _fail(error, REFUSED_BY_POLICY)
+    except ProtocolError as error:
+        _fail(error, ABORTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(one_line(error), file=sys.stderr)
+    sys.exit(code)

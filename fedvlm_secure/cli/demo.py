@@ -1,0 +1,45 @@
+"""``fedvlm-secure demo``: eight simulated hospitals, end to end, with no settings to write."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedvlm_secure.engines.local import RunResult
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run directory; the first free runs/demo… if not given.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Repeat with seeds 0, 1, … and print the mean.")] = 1,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Federate the embedded model across eight simulated hospitals and print a table per hospital."""
+    from fedvlm_secure.cli import console
+    from fedvlm_secure.engines.local import run
+    from fedvlm_secure.federation.settings import Settings
+
+    results: list[RunResult] = []
+    for seed in range(seeds):
+        override = [*(settings or []), *([f"seed={seed}"] if seeds > 1 else [])]
+        chosen = Settings.from_tables({}, override)
+        folder = _free(Path("runs")) if out is None else out if seeds == 1 else out / f"seed-{seed}"
+        with console.watch() as observer:
+            results.append(run(chosen, folder, observer=observer))
+    if as_json:
+        typer.echo(
+            json.dumps([console.as_dict(result) for result in results] if seeds > 1 else console.as_dict(results[0]))
+        )
+    else:
+        console.print_table(results)
+
+
+def _free(parent: Path) -> Path:
+    """The first of demo, demo-2, … that does not exist: an earlier demo's results stay."""
+    folder, number = parent / "demo", 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"demo-{number}"
+    return folder

@@ -1,0 +1,269 @@
+"""The local engine: a whole federation in this process, one base model in memory, adapters swapped in per hospital.
+
+Parties still talk only through protocol messages and keep their own folders; the engine is the network between them.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from fedvlm_secure import data, models
+from fedvlm_secure.adapters import Adapter, AdapterSettings, SharedLayout, attach
+from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
+from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
+from fedvlm_secure.federation.participant import Participant, Rows
+from fedvlm_secure.federation.rundir import RunDirectory, write
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives.wire import WireError
+from fedvlm_secure.report import SiteRow, table
+from fedvlm_secure.report import write as write_report
+from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.roster import Member
+from fedvlm_secure.secagg.round import run_round
+from fedvlm_secure.secagg.server import ServerSessionBase
+from fedvlm_secure.secagg.session import ClientId
+from fedvlm_secure.training import Split, precompute_image_features
+
+_PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run directory.
+        summary: what the server has seen, as in ``coordinator/summary.json``.
+        sites: the table per hospital: simulation view, no server sees this.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    sites: list[SiteRow]
+
+
+def run(
+    settings: Settings, out: Path | str | None = None, *, resume: bool = False, observer: Observer | None = None
+) -> RunResult:
+    """Run a federation from the first round to the report.
+
+    Args:
+        out: the run directory; ``runs/NAME`` if None. It must not exist yet.
+        resume: go on with the run in ``out`` from its last finished phase.
+
+    Raises:
+        MisuseError: wrong settings, a run directory that exists, missing packages for the data set.
+        PolicyRefusalError: a hospital's floors are above what the settings propose.
+        RoundAbortedError: a round failed as often as the settings allow.
+    """
+    folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
+    if folder.settings.exists() and not resume:
+        raise MisuseError(
+            f"{folder.path} exists; name another with --out, or continue it with run --resume {folder.path}"
+        )
+    lookup(settings.aggregation.protocol)
+    torch.set_num_threads(settings.threads)
+    started = time.monotonic()
+    write(folder.settings, settings.to_toml().encode())
+    try:
+        federation = _assemble(folder, settings, observer or Observer())
+        while federation.coordinator.round <= settings.rounds:
+            federation.round(TRAINING)
+        while federation.coordinator.round == settings.rounds + 1:
+            federation.round(EVALUATION)
+        summary = federation.finish(time.monotonic() - started)
+    except WireError as error:
+        raise MisuseError(f"{folder.path}: a saved session is damaged: {error}") from None
+    write_report(folder.path)
+    folder.sign_manifest(federation.coordinator.identity)
+    return RunResult(folder.path, summary, table(folder.path))
+
+
+def resume(path: Path | str, observer: Observer | None = None) -> RunResult:
+    """Go on with an interrupted run, with the settings it began with; raises as :func:`run` does."""
+    folder = RunDirectory(Path(path))
+    if not folder.settings.exists():
+        raise MisuseError(f"{path} is no run directory: it has no settings.toml")
+    return run(Settings.from_toml(folder.settings), folder.path, resume=True, observer=observer)
+
+
+@dataclass
+class _Federation:
+    """All parties of a simulated run."""
+
+    settings: Settings
+    coordinator: Coordinator
+    participants: dict[ClientId, Participant]
+    adapter: Adapter
+    base: bytes
+    model_name: str
+    observer: Observer
+
+    def round(self, kind: str) -> None:
+        """One attempt at one round: everybody trains, the vectors are summed, everybody adopts the result."""
+        coordinator, observer = self.coordinator, self.observer
+        round_index, attempt = coordinator.place
+        layout = self._layout(round_index)
+        shared = coordinator.shared(layout)
+        observer.round_begins(round_index, self.settings.rounds, attempt)
+        started = time.monotonic()
+        self._prepare(kind, round_index, shared)
+        seconds = {TRAINING: time.monotonic() - started}
+        session = coordinator.open(self._agreed(layout), shared, kind)
+        clients = {
+            name: participant.session(coordinator.place, coordinator.roster, shared)
+            for name, participant in self.participants.items()
+        }
+        server = _Watched(session, coordinator.persist, observer, seconds)
+        try:
+            total = run_round(server, clients, self._alive(coordinator.place, server.phases))
+        except RoundAbortedError as reason:
+            observer.round_aborts(round_index, attempt, one_line(reason))
+            coordinator.abort(session, reason)
+            return
+        shared = coordinator.close(session, total, layout, kind, seconds)
+        accuracy = self._adopt(round_index, shared) if kind == TRAINING else float("nan")
+        observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Everybody exports what it has, and the coordinator sums up."""
+        rounds = self.settings.rounds
+        layout = self._layout(rounds)
+        shared = self.coordinator.shared(layout)
+        for participant in self.participants.values():
+            participant.finish(rounds, shared, self.model_name)
+        return self.coordinator.finish(self._agreed(layout), seconds, _versions())
+
+    def _prepare(self, kind: str, round_index: int, shared: np.ndarray) -> None:
+        if round_index > 1:
+            self._adopt(round_index - 1, shared)  # whoever was interrupted before it did
+        for name, participant in self.participants.items():
+            if kind == TRAINING:
+                participant.prepare(
+                    round_index,
+                    shared,
+                    lambda info, name=name: self.observer.step(name, info.step, info.steps, info.loss),  # type: ignore[misc]
+                )
+                self.observer.trained(name)
+            else:
+                participant.prepare_evaluation(round_index, shared)
+
+    def _adopt(self, round_index: int, shared: np.ndarray) -> float:
+        evaluations = [participant.adopt(round_index, shared) for participant in self.participants.values()]
+        return sum(evaluation.accuracy for evaluation in evaluations) / len(evaluations)
+
+    def _alive(self, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[ClientId, str], bool]:
+        """Who stays on the line: drawn from the experiment's seed, since a dropout hides nothing."""
+
+        def alive(client: ClientId, phase: str) -> bool:
+            described = f"fedvlm-secure dropout {self.settings.seed} {place} {client}".encode()
+            drawn = hashlib.sha256(described).digest()
+            if int.from_bytes(drawn[:8]) >= self.settings.simulation.dropout_rate * 2**64:
+                return True
+            return phases.index(phase) < int.from_bytes(drawn[8:16]) % len(phases)
+
+        return alive
+
+    def _layout(self, round_index: int) -> SharedLayout:
+        return self.adapter.layout(round_index)
+
+    def _agreed(self, layout: SharedLayout) -> Agreed:
+        return Agreed(self.base, self.adapter.settings, layout)
+
+
+class _Watched:
+    """A server session that is on disk before the next phase's requests leave, and whose phases are timed."""
+
+    def __init__(
+        self,
+        session: ServerSessionBase,
+        persist: Callable[[ServerSessionBase], None],
+        observer: Observer,
+        seconds: dict[str, float],
+    ) -> None:
+        self._session, self._persist, self._observer, self._seconds = session, persist, observer, seconds
+        self._since = time.monotonic()
+        self.phases = session.phases
+        self.requests, self.receive, self.aggregate = session.requests, session.receive, session.aggregate
+        self.to_bytes = session.to_bytes
+
+    @property
+    def phase(self) -> str:
+        return self._session.phase
+
+    @property
+    def done(self) -> bool:
+        return self._session.done
+
+    @property
+    def transcript(self) -> Any:
+        return self._session.transcript
+
+    def end_phase(self) -> None:
+        phase = self._session.phase
+        self._session.end_phase()
+        self._persist(self._session)
+        spent, self._since = time.monotonic() - self._since, time.monotonic()
+        self._seconds[phase] = spent
+        self._observer.phase_ends(phase, spent)
+
+
+def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _Federation:
+    """Load the model, give every hospital its rows and its folder, and enrol everybody."""
+    observer.loading(f"model {settings.model}")
+    loaded = models.load(settings.model, settings.device, settings.dtype)
+    adapter = attach(
+        loaded.model, AdapterSettings(targets=loaded.lora_targets, seed=settings.seed, **settings.adapter.model_dump())
+    )
+    observer.loading(f"data {settings.data}")
+    participants = {}
+    for name, splits in _sites(settings).items():
+        observer.loading(f"site {name}")
+        rows = _rows(name, splits, loaded, adapter)
+        participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
+        participants[name].enrol()
+    members = tuple(Member(name, participant.identity.public) for name, participant in participants.items())
+    coordinator = Coordinator(folder.coordinator, settings, members)
+    layout = adapter.layout(1)
+    coordinator.begin(layout, layout.flatten(adapter.initial_state()))
+    return _Federation(settings, coordinator, participants, adapter, loaded.digest, loaded.name, observer)
+
+
+def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
+    sites: dict[str, dict[str, Dataset]] = {}
+    for split, rows in data.load(settings.data).items():
+        for name, own in data.by_site(rows).items():
+            sites.setdefault(name, {})[split] = own
+    if unknown := sorted(set(settings.sites) - sites.keys()):
+        raise MisuseError(f"settings: sites holds {unknown[0]!r}; {settings.data} has {', '.join(sites)}")
+    return {name: splits for name, splits in sites.items() if not settings.sites or name in settings.sites}
+
+
+def _rows(name: str, splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter) -> Rows:
+    encoded: dict[str, Split] = {
+        split: precompute_image_features(adapter.peft_model, data.encode(rows, loaded.processor))
+        for split, rows in splits.items()
+    }
+    return Rows(
+        train=encoded["train"],
+        validation=encoded["validation"],
+        test=encoded["test"],
+        question_only=data.question_only_baseline(splits["train"], splits["test"]),
+        description=next(
+            (f"{site.modality}; {', '.join(site.conventions)}" for site in data.SITES if site.name == name), ""
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}

@@ -1,0 +1,26 @@
+"""What an engine tells whoever watches: a terminal, a log, a test. Nothing here changes what a run does."""
+
+
+class Observer:
+    """Watches a run. Every method may be overridden; by default nothing happens."""
+
+    def loading(self, what: str) -> None:
+        """Something slow begins before the first round."""
+
+    def round_begins(self, round_index: int, rounds: int, attempt: int) -> None:
+        """An attempt at a round begins; ``rounds + 1`` is the closing evaluation."""
+
+    def step(self, site: str, step: int, steps: int, loss: float) -> None:
+        """A hospital has made one optimizer step of ``steps`` this round."""
+
+    def trained(self, site: str) -> None:
+        """A hospital's update for this round is ready."""
+
+    def phase_ends(self, phase: str, seconds: float) -> None:
+        """A protocol phase is over."""
+
+    def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
+        """A round is aggregated; ``accuracy`` is the mean over hospitals' validation rows, as this process sees it."""
+
+    def round_aborts(self, round_index: int, attempt: int, reason: str) -> None:
+        """An attempt failed cleanly; another may follow."""

@@ -1,0 +1,205 @@
+"""The server: it proposes plans, relays messages, adds protected vectors, and learns one thing a round, the sum."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from fedvlm_secure.adapters import AdapterSettings, SharedLayout
+from fedvlm_secure.encoding.codec import Decoded
+from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
+from fedvlm_secure.federation.rounds import evaluation_of, model_hash, vector_layout
+from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives import SPEC_VERSION, entropy
+from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
+from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.server import ServerSessionBase
+from fedvlm_secure.secagg.session import RingSum
+
+TRAINING, EVALUATION = "training", "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What every party of a run has agreed on about the model, for a round: the base's digest and what is shared."""
+
+    base: bytes
+    adapter: AdapterSettings
+    layout: SharedLayout
+
+
+class Coordinator:
+    """The server of one run. Its folder holds sums only."""
+
+    def __init__(self, folder: Folder, settings: Settings, members: tuple[Member, ...]) -> None:
+        self._folder = folder
+        self._settings = settings
+        self.identity = folder.identity()
+        self.roster = Roster(1, self.identity.public, tuple(sorted(members, key=lambda member: member.name)))
+        self._progress = folder.state / "progress.json"
+        if not self._progress.exists():
+            self._save_progress(entropy.random_bytes(RUN_BYTES).hex(), 1, 1)
+        progress = read_json(self._progress)
+        self._run, self.round, self.attempt = bytes.fromhex(progress["run"]), progress["round"], progress["attempt"]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(round, attempt) that runs now, from 1."""
+        return self.round, self.attempt
+
+    def shared(self, layout: SharedLayout) -> np.ndarray:
+        """The shared state at the start of the round that runs now, float32 [d]."""
+        return layout.flatten(_tensors(self._global(self.round - 1)))
+
+    def begin(self, layout: SharedLayout, initial: np.ndarray) -> None:
+        """Store the common initial shared state."""
+        if not self._global(0).exists():
+            self._save_global(0, layout, initial)
+
+    def open(self, agreed: Agreed, shared: np.ndarray, kind: str) -> ServerSessionBase:
+        """The server's half of this attempt, as it was left if the attempt had begun."""
+        entry = lookup(self._settings.aggregation.protocol)
+        if self._session_path.exists():
+            session = entry.server.from_bytes(self._session_path.read_bytes(), self.identity)
+            if session.plan.place == self.place:
+                return session
+        session = entry.server(self._plan(agreed, shared, kind), self.identity, self.roster)
+        self.persist(session)
+        return session
+
+    def persist(self, session: ServerSessionBase) -> None:
+        """Write the session's state: called before anything that follows from it is sent."""
+        write(self._session_path, session.to_bytes(), PRIVATE)
+
+    def close(
+        self, session: ServerSessionBase, total: RingSum, layout: SharedLayout, kind: str, seconds: dict[str, float]
+    ) -> np.ndarray:
+        """Decode the sum, move the shared state by the weighted mean, record what the server learnt, go on."""
+        decoded = session.plan.codec.decode(total.total)
+        shared = (self.shared(layout) + decoded.mean).astype(np.float32) if kind == TRAINING else self.shared(layout)
+        self._save_global(self.round, layout, shared)
+        self._archive(session)
+        self._record(kind, session, total, decoded, seconds)
+        self._advance(self.round + 1, 1)
+        return shared
+
+    def abort(self, session: ServerSessionBase, reason: RoundAbortedError) -> None:
+        """Record a failed attempt and open the next.
+
+        Raises:
+            RoundAbortedError: ``reason``, after the last attempt that the settings allow.
+        """
+        self._archive(session)
+        self._folder.metrics.record(
+            ("kind", "round", "attempt"),
+            kind="aborted",
+            round=self.round,
+            attempt=self.attempt,
+            reason=one_line(reason),
+        )
+        if self.attempt >= self._settings.aggregation.attempts:
+            raise reason
+        self._advance(self.round, self.attempt + 1)
+
+    def finish(self, agreed: Agreed, seconds: float, versions: dict[str, str]) -> dict[str, Any]:
+        """Sum the run up from what the server itself has seen."""
+        lines = self._folder.metrics.lines()
+        done = [line for line in lines if line["kind"] != "aborted"]
+        example = self._plan(agreed, np.zeros(agreed.layout.size, np.float32), TRAINING)
+        summary = {
+            "name": self._settings.name,
+            "run": self._run.hex(),
+            "spec": SPEC_VERSION,
+            "protocol": example.protocol,
+            "threat-model": example.threat_model,
+            "max-corrupt": example.max_corrupt,
+            "threshold": example.threshold,
+            "min-survivors": example.min_survivors,
+            "cohort": list(example.cohort),
+            "rounds": self._settings.rounds,
+            "strategy": self._settings.adapter.strategy,
+            "shared-parameters": agreed.layout.size,
+            "ring-bits": example.ring_bits,
+            "insecure": list(self._settings.insecure),
+            "test-accuracy": done[-1]["accuracy"],
+            "seconds": round(seconds, 1),
+            "bytes": sum(sum(phase.values()) for line in done for phase in line["bytes"].values()),
+            "versions": versions,
+        }
+        write_json(self._folder.path / "summary.json", summary)
+        return summary
+
+    @property
+    def _session_path(self) -> Path:
+        return self._folder.state / "session.cbor"
+
+    def _plan(self, agreed: Agreed, shared: np.ndarray, kind: str) -> Plan:
+        table = self._settings.aggregation
+        return propose(
+            run=self._run,
+            round=self.round,
+            attempt=self.attempt,
+            cohort=tuple(member.name for member in self.roster.members),
+            layout=vector_layout(agreed.layout.size if kind == TRAINING else 0, table),
+            clip_norm=table.clip_norm,
+            roster=self.roster.hash,
+            model=model_hash(agreed.base, agreed.adapter, agreed.layout, shared),
+            protocol=table.protocol,
+            threat_model=table.threat_model,
+            max_corrupt=table.max_corrupt,
+            threshold=table.threshold,
+            min_survivors=table.min_survivors,
+            rounding=table.rounding,
+        )
+
+    def _record(
+        self, kind: str, session: ServerSessionBase, total: RingSum, decoded: Decoded, seconds: dict[str, float]
+    ) -> None:
+        evaluation = evaluation_of(decoded.counters)
+        self._folder.metrics.record(
+            ("kind", "round", "attempt"),
+            kind=kind,
+            round=self.round,
+            attempt=self.attempt,
+            survivors=list(total.survivors),
+            dropped=list(total.dropped),
+            **{"total-weight": decoded.counters["weight"]},
+            correct=evaluation.correct,
+            asked=evaluation.asked,
+            accuracy=evaluation.accuracy,
+            loss=evaluation.loss,
+            **{"update-norm": float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None},
+            bytes=session.transcript.bytes_per_phase(),
+            **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
+            seconds={phase: round(spent, 3) for phase, spent in seconds.items() if phase != TRAINING},
+        )
+
+    def _archive(self, session: ServerSessionBase) -> None:
+        name = f"round-{self.round:04d}-attempt-{self.attempt}.cbor"
+        write(self._folder.path / "transcript" / name, session.transcript.to_bytes())
+
+    def _advance(self, round_index: int, attempt: int) -> None:
+        self._save_progress(self._run.hex(), round_index, attempt)
+        self.round, self.attempt = round_index, attempt
+
+    def _save_progress(self, run: str, round_index: int, attempt: int) -> None:
+        write_json(self._progress, {"run": run, "round": round_index, "attempt": attempt})
+
+    def _global(self, round_index: int) -> Path:
+        return self._folder.path / "global" / f"round-{round_index:04d}.safetensors"
+
+    def _save_global(self, round_index: int, layout: SharedLayout, vector: np.ndarray) -> None:
+        write(self._global(round_index), safetensors.torch.save(layout.unflatten(vector)))
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MisuseError(f"{path} cannot be read: {error}") from None

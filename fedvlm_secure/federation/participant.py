@@ -1,0 +1,245 @@
+"""A hospital: it trains on its own rows, keeps its personal tensors, and sends nothing but protected vectors.
+
+Everything it does is durable and repeatable: an interrupted round goes on from the last finished step.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedvlm_secure.adapters import Adapter, save_peft
+from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.rounds import counters, model_hash, weight_of
+from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.federation.standing import Pending, Standing, Tensors
+from fedvlm_secure.secagg.client import ClientSessionBase, fingerprint
+from fedvlm_secure.secagg.policy import Party, Policy
+from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.roster import Roster
+from fedvlm_secure.secagg.session import Memory
+from fedvlm_secure.training import Evaluation, Split, StepInfo, TrainSettings, evaluate, train
+
+OnStep = Callable[[StepInfo], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One hospital's own rows, encoded, and what a guesser who never looks at the pictures gets right of the test."""
+
+    train: Split
+    validation: Split
+    test: Split
+    question_only: float
+    description: str
+
+
+class DurableClient:
+    """A client session whose state is on disk before its reply leaves."""
+
+    def __init__(self, session: ClientSessionBase, path: Path) -> None:
+        self._session, self._path = session, path
+
+    @property
+    def memory(self) -> Memory:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        return self._session.memory
+
+    def reply(self, request: bytes) -> bytes:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        answer = self._session.reply(request)
+        write(self._path, self._session.to_bytes(), PRIVATE)
+        return answer
+
+    def to_bytes(self) -> bytes:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        return self._session.to_bytes()
+
+
+class Participant:
+    """One hospital in one run.
+
+    Args:
+        adapter: attached to the base model; in a simulation all hospitals take turns with one.
+        base: the digest of the base model as this hospital loaded it.
+    """
+
+    def __init__(
+        self, name: str, folder: Folder, adapter: Adapter, base: bytes, rows: Rows, settings: Settings
+    ) -> None:
+        self.name = name
+        self.rows = rows
+        self.identity = folder.identity()
+        self._folder = folder
+        self._adapter = adapter
+        self._base = base
+        self._settings = settings
+        self._weight = weight_of(len(rows.train), settings.aggregation)
+
+    def enrol(self) -> None:
+        """Begin: the seeded common initial state, and how well the base model does here."""
+        if self._standing_path.exists():
+            return
+        self._adapter.load(self._adapter.initial_state())
+        self._record("base", 0, "test", self._evaluate(self.rows.test))
+        validation = self._evaluate(self.rows.validation)
+        self._record("base", 0, "validation", validation)
+        Standing(0, self._personal(self._adapter.initial_state(), 1), validation).save(self._standing_path)
+
+    def prepare(self, round_index: int, shared: np.ndarray, on_step: OnStep | None = None) -> None:
+        """Have an update ready for the round: train, unless one is ready that no unmasked sum holds yet."""
+        tries = 1
+        if self._pending_path.exists():
+            pending = Pending.load(self._pending_path)
+            if pending.round == round_index and fingerprint(pending.update) not in self._memory().answered:
+                return
+            tries = pending.tries + 1 if pending.round == round_index else 1
+        standing = self._standing(round_index - 1)
+        self._enter(standing, round_index, shared)
+        seed = _training_seed(self._settings.seed, self.name, round_index, tries)
+        stats = train(
+            self._adapter, self.rows.train, self._train_settings(), seed=seed, round_index=round_index, on_step=on_step
+        )
+        state = self._adapter.state()
+        values = self._adapter.layout(round_index).flatten(state) - shared
+        update = Update(values, counters(self._weight, standing.validation))
+        self._folder.metrics.record(
+            ("stage", "round"),
+            round=round_index,
+            stage="training",
+            **{"steps": stats.steps, "mean-loss": stats.mean_loss, "last-loss": stats.last_loss},
+            **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
+            clipped=bool(np.linalg.norm(values) > self._settings.aggregation.clip_norm),
+        )
+        Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
+
+    def prepare_evaluation(self, round_index: int, shared: np.ndarray) -> None:
+        """Have the test counters ready for the closing round, in which nothing but counters is summed."""
+        standing = self._standing(round_index - 1)
+        self._enter(standing, round_index, shared)
+        evaluation = self._evaluate(self.rows.test)
+        self._record("final", round_index - 1, "test", evaluation)
+        update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation))
+        Pending(round_index, 1, update, standing.personal).save(self._pending_path)
+
+    def session(self, place: tuple[int, int], roster: Roster, shared: np.ndarray) -> DurableClient:
+        """This hospital's half of one attempt, as it was left if the attempt had begun.
+
+        Args:
+            place: (round, attempt).
+            shared: float32 [d], the shared state this hospital holds at the start of the round.
+        """
+        pending = self._pending(place[0])
+        layout = self._adapter.layout(place[0])
+        model = model_hash(self._base, self._adapter.settings, layout, shared)
+        party = Party(self.name, self.identity, roster, self._policy(), model)
+        kind = lookup(self._settings.aggregation.protocol).client
+        memory = self._memory()
+        if (memory.round, memory.attempt) == place:
+            session = kind.from_bytes(self._session_path.read_bytes(), party, pending.update)
+        else:
+            session = kind(party, pending.update, memory)
+        return DurableClient(session, self._session_path)
+
+    def adopt(self, round_index: int, shared: np.ndarray) -> Evaluation:
+        """Take over the round's new shared state, keep the personal tensors just trained, and look how that does."""
+        standing = Standing.load(self._standing_path)
+        if standing.round >= round_index:
+            return standing.validation
+        pending = self._pending(round_index)
+        state = pending.personal | self._adapter.layout(round_index).unflatten(shared)
+        self._adapter.load(state)
+        validation = self._evaluate(self.rows.validation)
+        self._record("adopted", round_index, "validation", validation)
+        Standing(round_index, self._personal(state, round_index + 1), validation).save(self._standing_path)
+        return validation
+
+    def finish(self, round_index: int, shared: np.ndarray, model: str) -> None:
+        """Export the adapter in PEFT's format and sum the run up."""
+        standing = self._standing(round_index)
+        self._enter(standing, round_index + 1, shared)
+        save_peft(self._adapter.state(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
+        accuracy = {
+            line["stage"]: line["accuracy"] for line in self._folder.metrics.lines() if line.get("split") == "test"
+        }
+        rows = {"train": self.rows.train, "validation": self.rows.validation, "test": self.rows.test}
+        write_json(
+            self._folder.path / "summary.json",
+            {
+                "site": self.name,
+                "description": self.rows.description,
+                "rows": {name: len(split) for name, split in rows.items()},
+                "question-only": self.rows.question_only,
+                "base": accuracy.get("base"),
+                "final": accuracy.get("final"),
+            },
+        )
+
+    @property
+    def _standing_path(self) -> Path:
+        return self._folder.state / "standing.safetensors"
+
+    @property
+    def _pending_path(self) -> Path:
+        return self._folder.state / "pending.safetensors"
+
+    @property
+    def _session_path(self) -> Path:
+        return self._folder.state / "session.cbor"
+
+    def _standing(self, round_index: int) -> Standing:
+        standing = Standing.load(self._standing_path)
+        if standing.round != round_index:
+            raise MisuseError(f"{self.name} stands after round {standing.round}, not after round {round_index}")
+        return standing
+
+    def _pending(self, round_index: int) -> Pending:
+        pending = Pending.load(self._pending_path)
+        if pending.round != round_index:
+            raise MisuseError(f"{self.name} has an update for round {pending.round}, not for round {round_index}")
+        return pending
+
+    def _enter(self, standing: Standing, round_index: int, shared: np.ndarray) -> None:
+        self._adapter.load(standing.personal | self._adapter.layout(round_index).unflatten(shared))
+
+    def _personal(self, state: Tensors, round_index: int) -> Tensors:
+        shared = set(self._adapter.layout(round_index).names)
+        return {name: tensor for name, tensor in state.items() if name not in shared}
+
+    def _evaluate(self, split: Split) -> Evaluation:
+        return evaluate(self._adapter.peft_model, split)
+
+    def _record(self, stage: str, round_index: int, split: str, evaluation: Evaluation) -> None:
+        self._folder.metrics.record(
+            ("stage", "round", "split"),
+            round=round_index,
+            stage=stage,
+            split=split,
+            correct=evaluation.correct,
+            asked=evaluation.asked,
+            accuracy=evaluation.accuracy,
+            loss=evaluation.loss,
+        )
+
+    def _memory(self) -> Memory:
+        """What the last session left to remember."""
+        if not self._session_path.exists():
+            return Memory()
+        return ClientSessionBase.memory_of(self._session_path.read_bytes())
+
+    def _policy(self) -> Policy:
+        table = self._settings.policy
+        return Policy(table.threat_model, table.max_corrupt, table.min_cohort, table.min_survivors, table.protocols)
+
+    def _train_settings(self) -> TrainSettings:
+        return TrainSettings(**self._settings.training.model_dump())
+
+
+def _training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
+    """The seed of one training: decides the order of rows, and nothing that hides anything."""
+    described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
+    return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

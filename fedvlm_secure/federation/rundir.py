@@ -1,0 +1,148 @@
+"""The run directory: who may write where, files that are whole or absent, and the signed manifest.
+
+Each Participant writes its own folder, the Coordinator's holds sums only. A ``state`` folder holds keys and unfinished
+work; it is private to its owner and not part of the manifest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
+
+PRIVATE, PUBLIC = 0o600, 0o644
+MANIFEST = "manifest.json"
+
+
+def write(path: Path, content: bytes, mode: int = PUBLIC) -> None:
+    """Write ``path`` whole or not at all, and durably: the old content stays until the new one is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == PRIVATE else 0o777)
+    scratch = path.with_name(path.name + ".part")
+    scratch.unlink(missing_ok=True)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON."""
+    write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``; raises :class:`MisuseError` if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MisuseError(f"{path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A ``metrics.jsonl``: one JSON object a line. A line recorded twice, as by a resumed run, is there once."""
+
+    path: Path
+
+    def record(self, key: tuple[str, ...], **values: Any) -> None:
+        """Append a line, or replace the one whose values under ``key`` are equal."""
+        lines = [line for line in self.lines() if any(line.get(name) != values[name] for name in key)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, values])
+        write(self.path, text.encode())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One party's folder inside a run."""
+
+    path: Path
+
+    @property
+    def state(self) -> Path:
+        """Keys and unfinished work, private to the owner."""
+        return self.path / "state"
+
+    @property
+    def metrics(self) -> Metrics:
+        """The party's own figures."""
+        return Metrics(self.path / "metrics.jsonl")
+
+    def identity(self) -> Identity:
+        """The party's signing key, made at first use."""
+        path = self.state / "identity.key"
+        if not path.exists():
+            write(path, Identity.generate().seed.reveal(), PRIVATE)
+        return Identity(Secret(path.read_bytes()))
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """``runs/NAME``: settings, the coordinator's folder and one folder a site."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The settings, every value spelt out."""
+        return self.path / "settings.toml"
+
+    @property
+    def coordinator(self) -> Folder:
+        """The server's folder: sums only."""
+        return Folder(self.path / "coordinator")
+
+    def site(self, name: str) -> Folder:
+        """One hospital's folder."""
+        return Folder(self.path / "sites" / name)
+
+    def finished_files(self) -> Iterator[Path]:
+        """Every file that the manifest covers, sorted."""
+        for path in sorted(self.path.rglob("*")):
+            private = "state" in path.relative_to(self.path).parts
+            if path.is_file() and not private and path.suffix != ".part" and path.name != MANIFEST:
+                yield path
+
+    def sign_manifest(self, identity: Identity) -> None:
+        """Hash every finished file and sign the list."""
+        hashes = {
+            path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.finished_files()
+        }
+        signature = identity.sign("manifest", _canonical(hashes)).hex()
+        write_json(self.path / MANIFEST, {"files": hashes, "signer": identity.public.hex(), "signature": signature})
+
+    def verify_manifest(self) -> None:
+        """Raise :class:`MisuseError` unless every finished file is as it was when the manifest was signed.
+
+        The signer's key is the one in the manifest: this finds damage, not a run forged as a whole.
+        """
+        manifest = read_json(self.path / MANIFEST)
+        try:
+            files, signer = manifest["files"], bytes.fromhex(manifest["signer"])
+            verify(signer, "manifest", _canonical(files), bytes.fromhex(manifest["signature"]))
+        except (KeyError, TypeError, ValueError, SignatureError) as error:
+            raise MisuseError(f"{self.path / MANIFEST} is damaged: {error}") from None
+        present = {path.relative_to(self.path).as_posix(): path for path in self.finished_files()}
+        if odd := sorted(present.keys() ^ files.keys()):
+            raise MisuseError(f"{self.path}: {odd[0]} was added or removed after the manifest was signed")
+        for name, path in present.items():
+            if hashlib.sha256(path.read_bytes()).hexdigest() != files[name]:
+                raise MisuseError(f"{path} was changed after the manifest was signed")
+
+
+def _canonical(value: dict[str, str]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

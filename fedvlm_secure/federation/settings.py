@@ -1,0 +1,199 @@
+"""What a run does, in one TOML file: kebab-case names, the same in the file, on the command line and in reports."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.secagg.plan import HONEST_BUT_CURIOUS, MALICIOUS_SERVER
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+ThreatModel = Literal["honest-but-curious", "malicious-server"]
+assert {HONEST_BUT_CURIOUS, MALICIOUS_SERVER} == set(ThreatModel.__args__)  # type: ignore[attr-defined]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True, extra="forbid", frozen=True
+    )
+
+
+class AdapterTable(_Table):
+    """``[adapter]``: the LoRA adapter and what of it is shared."""
+
+    strategy: Literal["plora", "lora", "local"] = "plora"
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TrainingTable(_Table):
+    """``[training]``: one hospital's local work in one round."""
+
+    steps: Count = 15
+    batch_size: Count = 32
+    learning_rate: Positive = 2e-3
+    b_learning_rate_factor: Positive = 1.0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    proximal: NotNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+
+class AggregationTable(_Table):
+    """``[aggregation]``: what the server proposes in every plan."""
+
+    protocol: Literal["plain", "pairwise"] = "pairwise"
+    threat_model: ThreatModel = "malicious-server"
+    max_corrupt: Annotated[int, Field(ge=0)] = 1
+    threshold: Count | None = None
+    min_survivors: Count | None = None
+    clip_norm: Positive = 10.0
+    value_bits: Annotated[int, Field(ge=2, le=24)] = 20
+    weight_max: Annotated[int, Field(ge=1, lt=1 << 32)] = 4096
+    rows_per_weight: Count = 1
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    attempts: Count = 3
+
+
+class PolicyTable(_Table):
+    """``[policy]``: every hospital's floors; a plan below one of them is refused."""
+
+    threat_model: ThreatModel = "malicious-server"
+    max_corrupt: Annotated[int, Field(ge=0)] = 1
+    min_cohort: Count = 3
+    min_survivors: Annotated[int, Field(ge=2)] = 3
+    protocols: tuple[str, ...] = ("pairwise",)
+
+
+class SimulationTable(_Table):
+    """``[simulation]``: things that happen by themselves in the field."""
+
+    dropout_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Settings(_Table):
+    """One run. Defaults are the demo's.
+
+    ``threads`` is the number of torch threads: a run repeats exactly only with the same number.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "demo"
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    model: str = "embedded"
+    data: str = "hospitals"
+    sites: tuple[str, ...] = ()
+    rounds: Count = 12
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: Count = 2
+    adapter: AdapterTable = AdapterTable()
+    training: TrainingTable = TrainingTable()
+    aggregation: AggregationTable = AggregationTable()
+    policy: PolicyTable = PolicyTable()
+    simulation: SimulationTable = SimulationTable()
+
+    @classmethod
+    def from_toml(cls, path: Path | str, overrides: Sequence[str] = ()) -> "Settings":
+        """Settings from a TOML file, with ``key=value`` overrides such as ``adapter.strategy=lora``.
+
+        Raises:
+            MisuseError: the file cannot be read, or a value is wrong; the text says which and what would be right.
+        """
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MisuseError(f"settings: cannot read {path}: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise MisuseError(f"settings: {path} is not TOML: {error}") from None
+        return cls.from_tables(tables, overrides)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any], overrides: Sequence[str] = ()) -> "Settings":
+        """Settings from nested tables, with ``key=value`` overrides; raises :class:`MisuseError`."""
+        merged: dict[str, Any] = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tables.items()}
+        for override in overrides:
+            _override(merged, override)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise MisuseError(_sentence(cls, error)) from None
+
+    def to_toml(self) -> str:
+        """The settings as TOML, every value spelt out."""
+        top, tables = [], []
+        for key, value in self.model_dump(by_alias=True, exclude_none=True).items():
+            if isinstance(value, dict):
+                lines = [f"{name} = {_toml(entry)}" for name, entry in value.items()]
+                tables.append("\n".join([f"[{key}]", *lines]))
+            else:
+                top.append(f"{key} = {_toml(value)}")
+        return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+    @property
+    def insecure(self) -> tuple[str, ...]:
+        """What this run opts into that protects less than the default, for reports to say loudly."""
+        found = []
+        if self.aggregation.protocol == "plain":
+            found.append("protocol plain: the server reads every hospital's update")
+        if self.aggregation.threat_model != MALICIOUS_SERVER:
+            found.append("threat model honest-but-curious: a server that lies is not detected")
+        if self.aggregation.max_corrupt == 0:
+            found.append("max-corrupt 0: one hospital that colludes with the server is not planned for")
+        return tuple(found)
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *path, last = key.strip().split(".")
+    if not equals or not last or len(path) > 1:
+        raise MisuseError(f"--set {override!r} is not understood; write key=value, such as adapter.strategy=lora")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    table = tables
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise MisuseError(f"--set {override!r}: {part} is a value, not a table")
+    table[last] = value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong, with the choices or the nearest name."""
+    first = error.errors()[0]
+    *path, last = (str(part) for part in first["loc"] if not isinstance(part, int))
+    where = f"[{path[0]}] {last}" if path else last
+    if first["type"] == "extra_forbidden":
+        table: Any = cls.model_fields[path[0]].annotation if path else cls
+        names = [field.alias or name for name, field in table.model_fields.items()]
+        return f"settings: {where} is not known.{_hint(last, names)} Choices: {', '.join(names)}."
+    if first["type"] == "literal_error":
+        table = cls.model_fields[path[0]].annotation if path else cls
+        choices = list(table.model_fields[last.replace("-", "_")].annotation.__args__)
+        hint = _hint(str(first["input"]), choices)
+        return f'settings: {where} = "{first["input"]}" is not known.{hint} Choices: {", ".join(choices)}.'
+    return f"settings: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _hint(word: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""

@@ -1,0 +1,98 @@
+"""What a hospital keeps between rounds, on disk: its personal tensors, and an update that waits to be aggregated."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.rundir import PRIVATE, write
+from fedvlm_secure.training import Evaluation
+
+_UPDATE = "update"
+_PERSONAL = "personal."
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a hospital stands after ``round`` rounds.
+
+    Attributes:
+        personal: the adapter tensors that stay, by canonical name.
+        validation: the model's counts on the validation split, as it stands.
+    """
+
+    round: int
+    personal: Tensors
+    validation: Evaluation
+
+    def save(self, path: Path) -> None:
+        """Write the standing, whole or not at all."""
+        header = {"round": self.round, **_counts(self.validation)}
+        write(path, safetensors.torch.save(_contiguous(self.personal), _metadata(header)), PRIVATE)
+
+    @classmethod
+    def load(cls, path: Path) -> "Standing":
+        """Read what :meth:`save` wrote; raises :class:`MisuseError`."""
+        tensors, header = _load(path)
+        return cls(header["round"], tensors, Evaluation(header["correct"], header["asked"], header["loss_sum"]))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One round's trained update, not yet aggregated.
+
+    Attributes:
+        tries: how often this round was trained; a retry after an answered ``unmask`` trains anew.
+        personal: the personal tensors after this training.
+    """
+
+    round: int
+    tries: int
+    update: Update
+    personal: Tensors
+
+    def save(self, path: Path) -> None:
+        """Write the update, whole or not at all."""
+        header = {"round": self.round, "tries": self.tries, "counters": dict(self.update.counters)}
+        tensors = {_PERSONAL + name: tensor for name, tensor in self.personal.items()}
+        tensors[_UPDATE] = torch.from_numpy(np.ascontiguousarray(self.update.values))
+        write(path, safetensors.torch.save(_contiguous(tensors), _metadata(header)), PRIVATE)
+
+    @classmethod
+    def load(cls, path: Path) -> "Pending":
+        """Read what :meth:`save` wrote; raises :class:`MisuseError`."""
+        tensors, header = _load(path)
+        update = Update(tensors.pop(_UPDATE).numpy(), header["counters"])
+        personal = {name.removeprefix(_PERSONAL): tensor for name, tensor in tensors.items()}
+        return cls(header["round"], header["tries"], update, personal)
+
+
+def _counts(evaluation: Evaluation) -> dict[str, float]:
+    return {"correct": evaluation.correct, "asked": evaluation.asked, "loss_sum": evaluation.loss_sum}
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _metadata(header: Mapping[str, object]) -> dict[str, str]:
+    return {"fedvlm-secure": json.dumps(header)}
+
+
+def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["fedvlm-secure"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise MisuseError(f"{path} cannot be read: {error}") from None
