@@ -99,6 +99,18 @@ def test_features_give_the_answers_that_pictures_give():
     assert not torch.allclose(others, expected, atol=1e-3)
 
 
+class WithoutFeatures(torch.nn.Module):
+    """Can look at pictures, but its forward takes nothing in their place."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_vlm().requires_grad_(False)
+        self.get_image_features = self.model.get_image_features
+
+    def forward(self, input_ids, attention_mask, pixel_values, use_cache):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+
+
 class FakeSplitWithPictures(FakeSplit):
     """The same text under other pictures."""
 
@@ -125,17 +137,24 @@ def test_pictures_are_kept_where_an_adapter_sees_them(part):
 
 def test_pictures_are_kept_where_the_model_takes_no_features():
     model, split = tiny_vlm(), FakeSplit(4)
-    assert precompute_image_features(torch.nn.Linear(1, 1), split) is split
     assert precompute_image_features(model.model.text_model, split) is split
-    assert precompute_image_features(model, FakeSplit(0)).__len__() == 0
+    assert precompute_image_features(WithoutFeatures(), split) is split
+
+
+def test_no_rows_have_no_features():
+    split = FakeSplit(0)
+    assert precompute_image_features(adapted().peft_model, split) is split
 
 
 def test_pictures_are_kept_where_features_would_change_the_answers(monkeypatch):
-    model, split = tiny_vlm(), FakeSplit(4)
-    honest = model.get_image_features
+    adapter, split = adapted(), FakeSplit(4)
+    base = adapter.peft_model.get_base_model()
+    honest = base.get_image_features
 
-    def shifted(pixel_values, pixel_attention_mask=None):
-        return honest(pixel_values=pixel_values + 1.0)
+    def shifted(shift):
+        return lambda pixel_values: honest(pixel_values=pixel_values + shift)
 
-    monkeypatch.setattr(model, "get_image_features", shifted)
-    assert precompute_image_features(model, split) is split
+    monkeypatch.setattr(base, "get_image_features", shifted(0.0))
+    assert precompute_image_features(adapter.peft_model, split) is not split
+    monkeypatch.setattr(base, "get_image_features", shifted(1.0))
+    assert precompute_image_features(adapter.peft_model, split) is split

@@ -207,6 +207,30 @@ def test_gradients_are_scaled_down_to_the_maximal_norm(monkeypatch):
     assert min(norms[2:]) > 0.02
 
 
+def test_the_schedule_reaches_the_optimizer(monkeypatch):
+    rates = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self):
+            rates.append([group["lr"] for group in self.param_groups])
+            super().step()
+
+    def two_rates(adapter, settings):
+        parameters = list(adapter.parameters.values())
+        return Recorder([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 2.0}])
+
+    monkeypatch.setattr(module, "make_optimizer", two_rates)
+    train(fresh(), FakeSplit(20), TrainSettings(steps=4, schedule="linear"), seed=1)
+    assert rates == [[1.0, 2.0], [0.75, 1.5], [0.5, 1.0], [0.25, 0.5]]
+
+
+def test_weight_decay_shrinks_only_when_asked():
+    optimizer = make_optimizer(fresh(), TrainSettings(steps=1, weight_decay=0.25))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.25}
+    optimizer = make_optimizer(fresh(), TrainSettings(steps=1))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+
+
 def test_batches_visit_every_row_once_an_epoch():
     stream = module.batches(10, 3, seed=4)
     epochs = [[next(stream) for _ in range(3)] for _ in range(20)]
