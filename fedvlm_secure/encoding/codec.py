@@ -92,7 +92,8 @@ class Codec:
             MisuseError: wrong length, dtype or shape, a NaN or infinity, a counter missing or out of bounds, weight 0.
         """
         values, counters = self.check(update)
-        norm = float(np.linalg.norm(values))
+        with np.errstate(over="ignore"):
+            norm = float(np.linalg.norm(values))
         if not math.isfinite(norm):
             raise MisuseError("the update's norm is beyond float64; the local training diverged, nothing was sent")
         clipped = norm > self.clip_norm
