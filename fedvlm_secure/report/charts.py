@@ -94,7 +94,7 @@ def accuracy_panel(curve: Curve, last_round: float, key: str) -> Markup:
         axes.set_yticks([0, 0.5, 1])
         axes.yaxis.set_major_formatter(_PERCENT)
 
-    return _svg(key, f"Validation accuracy over the rounds at {curve.site}", (2.9, 2.0), draw)
+    return _svg(key, f"Validation accuracy over the rounds at {curve.site}", (2.4, 1.75), draw)
 
 
 def loss_panel(curve: Curve, last_round: float, highest: float, key: str) -> Markup:
@@ -106,7 +106,7 @@ def loss_panel(curve: Curve, last_round: float, highest: float, key: str) -> Mar
         axes.set_ylim(0, 1.12 * highest or 1)
         axes.yaxis.set_major_locator(MaxNLocator(3))
 
-    return _svg(key, f"Training loss over the rounds at {curve.site}", (2.9, 2.0), draw)
+    return _svg(key, f"Training loss over the rounds at {curve.site}", (2.4, 1.75), draw)
 
 
 def stacked(key: str, title: str, unit: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> Markup:
@@ -127,7 +127,7 @@ def stacked(key: str, title: str, unit: str, labels: Sequence[str], parts: Mappi
         axes.set_title(title, loc="left", fontsize=10.5)
         axes.grid(axis="y")
 
-    return _svg(key, f"{title}, per round and phase", (4.4, 2.5), draw)
+    return _svg(key, f"{title}, per round and phase", (3.7, 2.4), draw)
 
 
 def phase_colour(phase: str) -> str:
@@ -141,7 +141,7 @@ def swatch(phase: str) -> Markup:
 
 
 def _panel(figure: Figure, last_round: float, label: str) -> Axes:
-    axes = figure.add_axes((0.18, 0.24, 0.68, 0.7))
+    axes = figure.add_axes((0.22, 0.27, 0.62, 0.66))
     axes.set(xlabel="round", ylabel=label)
     axes.set_xlim(-0.02 * last_round, max(last_round, 1) * 1.04)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

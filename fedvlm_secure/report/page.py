@@ -69,7 +69,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         *values,
         ("time", formats.seconds(number(summary.get("seconds")))),
         ("traffic", formats.size(number(summary.get("bytes")))),
-        ("test accuracy in the sum", formats.percent(number(summary.get("test-accuracy")))),
+        ("test accuracy, pooled", formats.percent(number(summary.get("test-accuracy")))),
     ]
 
 

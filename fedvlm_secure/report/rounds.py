@@ -60,8 +60,9 @@ class PhaseCost:
 
 
 def attempts(run: RunRecord) -> list[Attempt]:
-    """Every attempt in the order of the file."""
-    return [_attempt(line) for line in run.metrics]
+    """Every attempt, by round and attempt; a resumed run may have written them in another order."""
+    every = (_attempt(line) for line in run.metrics)
+    return sorted(every, key=lambda attempt: (attempt.round or 0, attempt.attempt or 0))
 
 
 def participants(run: RunRecord, history: Sequence[Attempt]) -> list[str]:

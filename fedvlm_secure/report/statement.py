@@ -8,7 +8,7 @@ def protection(run: RunRecord) -> list[str]:
     """The opening paragraph, sentence by sentence."""
     protocol = text(run.fact("protocol"))
     said = {"plain": _plain, "pairwise": _pairwise}.get(protocol, _other)(run)
-    return [*said, *_not_hidden(run), *_simulation(run)]
+    return [*said, *([] if protocol == "plain" else _not_hidden()), *_noise(run), *_simulation(run)]
 
 
 def insecurities(run: RunRecord) -> tuple[str, ...]:
@@ -43,11 +43,7 @@ def _pairwise(run: RunRecord) -> list[str]:
         "hospital only inside a masked vector (protocol “pairwise”), made so that the server can read nothing but the "
         "sum over the hospitals that took part. Pictures, questions and an adapter's personal part were never sent."
     )
-    colluders = "an unrecorded number" if corrupt is None else f"{corrupt:.0f}"
-    model = (
-        f"Threat model “{text(run.fact('threat-model')) or '–'}”: {_threat(run)} Up to {colluders} of the hospitals "
-        "may collude with the server and still learn only the sum over the others; if more do, nothing is promised."
-    )
+    model = f"Threat model “{text(run.fact('threat-model')) or '–'}”: {_threat(run)} {_collusion(corrupt)}"
     sentences = [protected, model]
     threshold, cohort = number(run.fact("threshold")), len(names(run.fact("cohort")))
     if threshold is not None and cohort:
@@ -63,6 +59,16 @@ def _other(run: RunRecord) -> list[str]:
     return [f"{sentence} its specification says who learns what."]
 
 
+def _collusion(corrupt: float | None) -> str:
+    if corrupt == 0:
+        return "No hospital may collude with the server: if one does, nothing is promised."
+    most = "An unrecorded number" if corrupt is None else f"Up to {corrupt:.0f}"
+    return (
+        f"{most} of the hospitals may collude with the server and still learn only the sum over the others; "
+        "if more do, nothing is promised."
+    )
+
+
 def _threat(run: RunRecord) -> str:
     return {
         "honest-but-curious": "the server is assumed to follow the protocol; a server that lies is not detected.",
@@ -70,13 +76,17 @@ def _threat(run: RunRecord) -> str:
     }.get(text(run.fact("threat-model")), "not one that this report knows.")
 
 
-def _not_hidden(run: RunRecord) -> list[str]:
+def _not_hidden() -> list[str]:
     sums = (
         "Not protected: the sums themselves and the shared model made from them, who took part and who fell silent, "
         "times and message sizes, and what sums over changing groups of hospitals reveal when compared."
     )
+    return [sums]
+
+
+def _noise(run: RunRecord) -> list[str]:
     noise = "No differential privacy was applied, so the trained model may still remember single rows."
-    return [sums] if "privacy" in run.settings else [sums, noise]
+    return [] if "privacy" in run.settings else [noise]
 
 
 def _simulation(run: RunRecord) -> list[str]:

@@ -60,7 +60,7 @@ class SyntheticRun:
                     }
                 )
             lines.append(self._aggregation("training", number) | {"training-seconds": 12.5})
-        return [*lines, self._aggregation("evaluation", self._done)] if self.finished else lines
+        return [*lines, self._aggregation("evaluation", self._done + 1)] if self.finished else lines
 
     def _aggregation(self, kind: str, round: int) -> dict[str, Any]:
         gone = list(self.dropped.get(round, ())) if kind == "training" else []
