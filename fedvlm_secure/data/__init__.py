@@ -1,1 +1,38 @@
-"""Rows in RLAIF-V's schema: the simulated hospitals, easy-vqa, and the collator."""
+"""Rows in RLAIF-V's schema: the simulated hospitals, easy-vqa, and the collator.
+
+The names below load on first use: listing the sites needs neither torch nor datasets.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "load": "fedvlm_secure.data.store",
+    "NAMES": "fedvlm_secure.data.store",
+    "by_site": "fedvlm_secure.data.rows",
+    "question_only_baseline": "fedvlm_secure.data.rows",
+    "SITES": "fedvlm_secure.data.sites",
+    "Site": "fedvlm_secure.data.sites",
+    "Collator": "fedvlm_secure.data.collate",
+    "EncodedSplit": "fedvlm_secure.data.collate",
+    "encode": "fedvlm_secure.data.collate",
+    "prompt": "fedvlm_secure.data.collate",
+}
+__all__ = [
+    "NAMES",
+    "SITES",
+    "Collator",
+    "EncodedSplit",
+    "Site",
+    "by_site",
+    "encode",
+    "load",
+    "prompt",
+    "question_only_baseline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,1 +1,20 @@
-"""Vision-language models: the embedded one, and any Hugging Face folder or id."""
+"""Vision-language models: the embedded one, and any Hugging Face folder or id.
+
+The names below load on first use: importing this package does not import torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "LoadedModel": "fedvlm_secure.models.loading",
+    "load": "fedvlm_secure.models.loading",
+    "answer": "fedvlm_secure.models.answering",
+}
+__all__ = ["LoadedModel", "answer", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

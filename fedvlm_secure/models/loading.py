@@ -1,0 +1,152 @@
+"""Loads a vision-language model and says, in 32 bytes, exactly which one.
+
+The digest is computed over what lies in memory after loading, never read from a file: a client binds it into the
+protocol, so one client cannot be shown another model than the rest.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from fedvlm_secure.errors import MisuseError
+
+EMBEDDED = Path(__file__).parent / "tiny_smolvlm"
+DTYPES = ("float32", "bfloat16", "float16")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Naming the projections alone would also hit the vision tower's q, k and v.
+_TEXT_TOWERS = ("text_model", "language_model")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for adapters: frozen weights, evaluation mode.
+
+    Attributes:
+        model: the Hugging Face model.
+        processor: its processor, with a chat template.
+        name: what the user asked for: ``"embedded"``, a folder or a hub id.
+        digest: SHA-256 over the loaded weights, tokenizer, processor and configuration (32 bytes).
+        lora_targets: a regular expression that fully matches the text tower's projections, none of the vision tower.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    digest: bytes
+    lora_targets: str
+
+
+def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") -> LoadedModel:
+    """Load the embedded model, a local folder, or a hub id; safetensors only, never remote code.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is some, else the CPU), ``"cpu"`` or ``"cuda"``.
+        dtype: one of :data:`DTYPES`; part of the digest, so every site of a federation uses the same.
+
+    Raises:
+        MisuseError: the folder does not exist or holds no safetensors, the device is not there, or the model cannot
+            be loaded or has no text tower that LoRA can attach to.
+    """
+    if dtype not in DTYPES:
+        raise MisuseError(f"dtype {dtype!r} is not known; choices: {', '.join(DTYPES)}")
+    place, target = _place(model), _device(device)
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            place, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise MisuseError(f"the model {model!r} cannot be loaded: {reason[:300]}") from error
+    if not getattr(processor, "chat_template", None):
+        raise MisuseError(f"the model {model!r} has no chat template: it cannot be asked questions")
+    loaded.requires_grad_(False)
+    loaded.eval()
+    # Before the move: a digest of the same files is the same on every machine.
+    digest = model_digest(loaded, processor)
+    return LoadedModel(loaded.to(target), processor, model, digest, lora_targets(loaded))
+
+
+def lora_targets(model: torch.nn.Module) -> str:
+    """Return a regular expression for q, k, v, o, gate, up and down of the text tower, checked against the model.
+
+    Raises:
+        MisuseError: it would match nothing.
+    """
+    tower, projection = "|".join(_TEXT_TOWERS), "|".join(_PROJECTIONS)
+    pattern = rf"(?:.*\.)?(?:{tower})\.(?:.*\.)?(?:{projection})"
+    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        raise MisuseError(
+            "this model's text tower has no projection that LoRA knows: name a SmolVLM or LLaVA-like model"
+        )
+    return pattern
+
+
+def model_digest(model: torch.nn.Module, processor: Any) -> bytes:
+    """Return SHA-256 over weights (name, dtype, shape, bytes; sorted by name), tokenizer, processor and settings.
+
+    Every item is preceded by its length, so that no two different models spell the same bytes. Paths and library
+    versions are left out: they differ between machines that loaded the same files.
+    """
+    digest = hashlib.sha256()
+    for item in _items(model, processor):
+        digest.update(len(item).to_bytes(8, "little"))
+        digest.update(item)
+    return digest.digest()
+
+
+def _items(model: Any, processor: Any) -> Iterator[bytes]:
+    for name, tensor in sorted(model.state_dict().items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    tokenizer = processor.tokenizer
+    yield (tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _plain(tokenizer.get_vocab())).encode()
+    yield _plain(processor.to_dict()).encode()
+    yield str(processor.chat_template).encode()
+    yield _plain(model.config.to_dict()).encode()
+
+
+_MACHINE_OWN = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "tokenizer_file"})
+
+
+def _plain(settings: Any) -> str:
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): clean(inner) for key, inner in value.items() if key not in _MACHINE_OWN}
+        if isinstance(value, list | tuple):
+            return [clean(inner) for inner in value]
+        return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+    return json.dumps(clean(settings), sort_keys=True, ensure_ascii=True)
+
+
+def _place(model: str) -> str:
+    if model == "embedded":
+        return str(EMBEDDED)
+    folder = Path(model).expanduser()
+    # A hub id is `owner/name` or `name`; anything else, or anything that is on disk, is a folder.
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if not folder.is_dir():
+        if looks_like_path:
+            raise MisuseError(f"there is no model folder {model!r}")
+        return model
+    if not any(folder.glob("*.safetensors")):
+        raise MisuseError(f"the folder {model!r} holds no *.safetensors weights; other formats are not loaded")
+    return str(folder)
+
+
+def _device(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise MisuseError(f"device {device!r} is not known; choices: auto, cpu, cuda")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MisuseError('device = "cuda" was asked for, but PyTorch finds no CUDA device; use device = "cpu"')
+    return device
