@@ -88,7 +88,15 @@ def accuracy_panel(curve: Curve, last_round: float, key: str) -> Markup:
         base = [value for number, value in curve.points if number == 0]
         if base:
             axes.axhline(base[0], color=SERIES[1], lw=1.2, ls=(0, (4, 3)))
-            axes.text(last_round, base[0], "base", color=SERIES[1], ha="right", va="top", fontsize=9)
+            axes.text(
+                last_round,
+                base[0],
+                "base",
+                color=SERIES[1],
+                ha="right",
+                va="top" if base[0] > 0.2 else "bottom",
+                fontsize=9,
+            )
         _line(axes, curve, SERIES[0], lambda value: f"{100 * value:.0f}")
         axes.set_ylim(0, 1.08)
         axes.set_yticks([0, 0.5, 1])
@@ -119,8 +127,8 @@ def stacked(key: str, title: str, unit: str, labels: Sequence[str], parts: Mappi
         for phase, values in parts.items():
             axes.bar(range(len(labels)), values, 0.72, bottom, color=phase_colour(phase), ec=SURFACE, lw=0.5)
             bottom = [low + value for low, value in zip(bottom, values, strict=True)]
-        step = -(-len(labels) // 14)
-        axes.set_xticks(range(0, len(labels), step), [shorten(label, 6) for label in labels[::step]])
+        step = -(-len(labels) // 12)
+        axes.set_xticks(range(0, len(labels), step), [shorten(label, 6) for label in labels[::step]], fontsize=9)
         axes.set_xlim(-0.6, len(labels) - 0.4)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set(xlabel="round", ylabel=unit)

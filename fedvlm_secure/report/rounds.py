@@ -123,7 +123,7 @@ def _attempt(line: Line) -> Attempt:
         attempt=attempt,
         survivors=names(line.get("survivors")),
         dropped=names(line.get("dropped")),
-        reason=text(line.get("reason")),
+        reason=text(line.get("reason")).removeprefix(f"round {name}, attempt {attempt or 1:.0f}, "),
         down=_figures({phase: mapping(sizes, phase).get("request") for phase in sizes}),
         up=_figures({phase: mapping(sizes, phase).get("reply") for phase in sizes}),
         seconds=_figures(mapping(line, "seconds")),

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from run_factory import SyntheticRun
 
-EVENTFUL = SyntheticRun(dropped={2: ["elm"]}, aborted={3: "4 hospitals remain, 5 are needed <in masked-input>"})
+EVENTFUL = SyntheticRun(
+    dropped={2: ["elm"]},
+    aborted={3: "round 3, attempt 1, phase unmask: 4 hospitals remain, 5 are needed <in masked-input>"},
+)
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,7 @@ def test_who_took_part(page):
 
 
 def test_an_aborted_attempt_tells_its_reason(text):
-    assert "Round 3, attempt 1 was aborted: 4 hospitals remain, 5 are needed <in masked-input>" in text
+    assert "Round 3, attempt 1 was aborted: phase unmask: 4 hospitals remain, 5 are needed <in masked-input>" in text
 
 
 def test_cost(text):
