@@ -30,4 +30,5 @@ def ask(run: Path, site: str, image: Path, question: str) -> str:
     loaded = models.load(settings.model, settings.device, settings.dtype)
     adapter = attach(loaded.model, saved.settings)
     adapter.load(saved.state)
-    return models.answer(adapter.peft_model, loaded.processor, picture, question)
+    answer: str = models.answer(adapter.peft_model, loaded.processor, picture, question)
+    return answer

@@ -1,0 +1,81 @@
+"""The command line as a person meets it: a process, its two outputs and its exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def call(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fedvlm_secure.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "numpy", "cryptography", "pydantic", "PIL")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["run", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    probe = (
+        "import sys\nfrom fedvlm_secure.cli import main\n"
+        f"sys.argv = ['fedvlm-secure', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run"], "--resume DIR"),
+        (["run", "missing.toml"], "cannot read missing.toml"),
+        (["run", "--resume", "nowhere"], "no run directory"),
+        (["demo", "--set", "aggregation.protocol=pairwize"], 'Did you mean "pairwise"?'),
+        (["predict", "nowhere", "--site", "a", "--image", "b", "--question", "c"], "cannot read"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], says: str, tmp_path: Path) -> None:
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_run_then_predict(model_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text(
+        f'name = "small"\nmodel = "{model_folder}"\ndata = "{data_folder}"\nrounds = 1\nthreads = 1\n'
+        "[training]\nsteps = 2\nbatch-size = 8\n[adapter]\nrank = 2\n"
+    )
+    done = call("run", settings, "--json", "--set", "seed=3", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["sites"]) == 4
+    assert "seed = 3" in (tmp_path / "out/settings.toml").read_text()
+    picture = tmp_path / "grey.png"
+    from PIL import Image
+
+    Image.new("L", (80, 60), 128).save(picture)
+    asked = ["predict", tmp_path / "out", "--image", picture, "--question", "Which colour is it?"]
+    answer = call(*asked, "--site", "site-a", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert set(json.loads(answer.stdout)) == {"site", "question", "answer"}
+    stranger = call(*asked, "--site", "site-z")
+    assert (stranger.returncode, stranger.stderr.count("\n")) == (2, 1)
+    assert "site-a" in stranger.stderr
+
+
+def test_policy_and_abort_have_exit_codes_of_their_own(model_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'model = "{model_folder}"\ndata = "{data_folder}"\nrounds = 1\nthreads = 1\n[training]\nsteps = 2\n')
+    refused = call("run", settings, "--set", "aggregation.protocol=plain", "--out", tmp_path / "a")
+    assert refused.returncode == 3
+    assert "P-2.6" in refused.stderr
+    aborted = call("run", settings, "--set", "simulation.dropout-rate=1", "--out", tmp_path / "b")
+    assert aborted.returncode == 4

@@ -1,0 +1,216 @@
+"""Whole runs of the local engine on a random tiny model: results, interruption at any point, dropouts, refusals."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+
+from fedvlm_secure.engines import local
+from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError
+from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.federation.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROUNDS = 2
+
+
+@pytest.fixture
+def settings(model_folder: Path, data_folder: Path) -> Callable[..., Settings]:
+    def make(*overrides: str) -> Settings:
+        quick = [f"model={model_folder}", f"data={data_folder}", f"rounds={ROUNDS}", "threads=1", "name=t"]
+        small = ["training.steps=2", "training.batch-size=8", "adapter.rank=2", "aggregation.rounding=nearest"]
+        return Settings.from_tables({}, [*quick, *small, *overrides])
+
+    return make
+
+
+def final_state(folder: Path) -> dict[str, bytes]:
+    """Everything that a run computes: the shared state and every hospital's adapter."""
+    states = [folder / "coordinator/global" / f"round-{ROUNDS:04d}.safetensors"]
+    states += sorted(folder.glob("sites/*/adapter/adapter_model.safetensors"))
+    return {
+        f"{path.relative_to(folder)}:{name}": value.tobytes()
+        for path in states
+        for name, value in safetensors.numpy.load_file(path).items()
+    }
+
+
+def test_a_run_leaves_what_it_promises(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    result = local.run(settings(), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.verify_manifest()
+    assert [row.site for row in result.sites] == ["site-a", "site-b", "site-c", "site-d"]
+    assert result.summary["shared-parameters"] > 0
+    lines = run.coordinator.metrics.lines()
+    assert [(line["kind"], line["round"]) for line in lines] == [("training", 1), ("training", 2), ("evaluation", 3)]
+    assert all(line["asked"] == 4 * 8 and line["total-weight"] == 4 * 24 for line in lines)
+    assert (run.path / "report.html").stat().st_size > 1000
+    assert len(final_state(run.path)) > 10
+
+
+def test_the_servers_counters_are_the_sum_of_the_sites(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    local.run(settings(), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    finals = [line for s in "abcd" for line in run.site(f"site-{s}").metrics.lines() if line["stage"] == "final"]
+    server = run.coordinator.metrics.lines()[-1]
+    assert server["correct"] == sum(line["correct"] for line in finals)
+    assert server["loss"] == pytest.approx(sum(line["loss"] for line in finals) / 4, abs=1e-3)
+
+
+def test_nothing_of_one_site_is_in_the_coordinators_folder(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    local.run(settings(), tmp_path / "run")
+    updates = {
+        json.dumps(line["update-norm"])
+        for s in "abcd"
+        for line in RunDirectory(tmp_path / "run").site(f"site-{s}").metrics.lines()
+        if line["stage"] == "training"
+    }
+    for path in (tmp_path / "run/coordinator").rglob("*.json*"):
+        assert not any(norm in path.read_text() for norm in updates)
+
+
+def test_pairwise_and_plain_agree_exactly(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    local.run(settings(), tmp_path / "pairwise")
+    plain = settings("aggregation.protocol=plain", 'policy.protocols=["plain"]')
+    result = local.run(plain, tmp_path / "plain")
+    assert final_state(tmp_path / "pairwise") == final_state(tmp_path / "plain")
+    assert "plain" in result.summary["insecure"][0]
+    assert "INSECURE" in (tmp_path / "plain/report.html").read_text().upper()
+
+
+@pytest.mark.parametrize("strategy", ["lora", "local"])
+def test_other_strategies_run(settings: Callable[..., Settings], tmp_path: Path, strategy: str) -> None:
+    result = local.run(settings(f"adapter.strategy={strategy}"), tmp_path / "run")
+    assert (result.summary["shared-parameters"] == 0) == (strategy == "local")
+
+
+class InterruptedError_(Exception):
+    """Stands for Ctrl-C or a crash."""
+
+
+class Interrupter(Observer):
+    """Stops the run at the n-th event, whatever it is."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def _tick(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError_
+
+    def step(self, site: str, step: int, steps: int, loss: float) -> None:
+        self._tick()
+
+    def trained(self, site: str) -> None:
+        self._tick()
+
+    def phase_ends(self, phase: str, seconds: float) -> None:
+        self._tick()
+
+    def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
+        self._tick()
+
+
+def interrupted(settings: Settings, folder: Path, after: int) -> Iterator[int]:
+    """Run and resume, stopping after so many events each time; gives how often it was stopped."""
+    stops = 0
+    while True:
+        try:
+            local.run(settings, folder, resume=stops > 0, observer=Interrupter(after))
+        except InterruptedError_:
+            stops += 1
+            yield stops
+            assert stops < 50, "the run makes no progress"
+        else:
+            return
+
+
+@pytest.mark.parametrize("after", [8, 17])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    settings: Callable[..., Settings], tmp_path: Path, after: int
+) -> None:
+    local.run(settings(), tmp_path / "whole")
+    stops = list(interrupted(settings(), tmp_path / "pieces", after))
+    assert stops
+    assert final_state(tmp_path / "pieces") == final_state(tmp_path / "whole")
+    whole, pieces = (RunDirectory(tmp_path / name) for name in ("whole", "pieces"))
+    strip = {"seconds", "training-seconds", "bytes"}
+    assert [{k: v for k, v in line.items() if k not in strip} for line in pieces.coordinator.metrics.lines()] == [
+        {k: v for k, v in line.items() if k not in strip} for line in whole.coordinator.metrics.lines()
+    ]
+    pieces.verify_manifest()
+
+
+def test_dropouts_leave_the_survivors_sum(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alive(self: object, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[str, str], bool]:
+        return lambda client, phase: client != "site-b" or phases.index(phase) < 2
+
+    monkeypatch.setattr(local._Federation, "_alive", alive)
+    local.run(settings(), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert all(line["dropped"] == ["site-b"] and line["total-weight"] == 3 * 24 for line in lines)
+
+
+def test_a_failed_attempt_is_repeated_with_fresh_keys(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an abort in `unmask` some updates have been answered for: those sites train anew (P-7.5)."""
+
+    def alive(self: object, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[str, str], bool]:
+        return lambda client, phase: place != (1, 1) or phase != "unmask" or client == "site-a"
+
+    monkeypatch.setattr(local._Federation, "_alive", alive)
+    local.run(settings(), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    lines = run.coordinator.metrics.lines()
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines[:2]] == [("aborted", 1, 1), ("training", 1, 2)]
+    assert lines[1]["dropped"] == []
+
+
+def test_the_last_allowed_attempt_ends_the_run(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client == "site-a")
+    with pytest.raises(RoundAbortedError):
+        local.run(settings("aggregation.attempts=2"), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert [line["attempt"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "override", ["aggregation.protocol=plain", "aggregation.threat-model=honest-but-curious", "policy.min-cohort=5"]
+)
+def test_a_plan_below_the_hospitals_floors_is_refused(
+    settings: Callable[..., Settings], tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(PolicyRefusalError) as refusal:
+        local.run(settings(override), tmp_path / "run")
+    assert refusal.value.clause == "P-2.6"
+
+
+def test_an_existing_run_is_not_overwritten(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.toml").write_text("")
+    with pytest.raises(MisuseError, match="exists"):
+        local.run(settings(), tmp_path / "run")
+    with pytest.raises(MisuseError, match="no run directory"):
+        local.resume(tmp_path / "nowhere")
+
+
+def test_damaged_state_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError_):
+        local.run(settings(), tmp_path / "run", observer=Interrupter(14))
+    saved = tmp_path / "run/coordinator/state/session.cbor"
+    assert saved.exists()
+    saved.write_bytes(saved.read_bytes()[:-1])
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(MisuseError, match="damaged"):
+        local.resume(tmp_path / "copy")

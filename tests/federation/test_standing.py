@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.rounds import counters, evaluation_of, weight_of
+from fedvlm_secure.federation.settings import AggregationTable
+from fedvlm_secure.federation.standing import Pending, Standing
+from fedvlm_secure.training import Evaluation
+
+
+def test_what_waits_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
+    values = np.array([0.1, -0.0, 3e-40, 7.5], np.float32)
+    tensors = {"m.lora_A.weight": torch.arange(6.0).reshape(2, 3) / 7}
+    Pending(3, 2, Update(values, {"weight": 5}), tensors).save(tmp_path / "pending")
+    loaded = Pending.load(tmp_path / "pending")
+    assert (loaded.round, loaded.tries, loaded.update.counters) == (3, 2, {"weight": 5})
+    assert loaded.update.values.tobytes() == values.tobytes()
+    assert loaded.personal["m.lora_A.weight"].equal(tensors["m.lora_A.weight"])
+    Standing(4, tensors, Evaluation(3, 9, 1.25)).save(tmp_path / "standing")
+    standing = Standing.load(tmp_path / "standing")
+    assert (standing.round, standing.validation) == (4, Evaluation(3, 9, 1.25))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"{}"])
+def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "pending").write_bytes(damage)
+    with pytest.raises(MisuseError, match="cannot be read"):
+        Pending.load(tmp_path / "pending")
+
+
+def test_weights_are_rows_in_the_agreed_unit() -> None:
+    assert weight_of(300, AggregationTable()) == 300
+    assert weight_of(300, AggregationTable(rows_per_weight=100)) == 3
+    assert weight_of(1, AggregationTable(rows_per_weight=100)) == 1
+    with pytest.raises(MisuseError, match="rows-per-weight to 2 or more"):
+        weight_of(5000, AggregationTable())
+
+
+def test_counters_add_up_to_an_evaluation() -> None:
+    parts = [counters(3, Evaluation(2, 8, 4.0004)), counters(5, Evaluation(4, 4, 1.5))]
+    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+    assert evaluation_of(sums) == Evaluation(6, 12, 5.5)
+    assert sums["weight"] == 8
