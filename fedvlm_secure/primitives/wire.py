@@ -28,6 +28,7 @@ DEFAULT_LIMITS = Limits()
 STATE_LIMITS = Limits(max_bytes=1 << 40, max_depth=16, max_items=1 << 32)
 
 _UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 2, 3, 4, 5, 7  # CBOR's major types; the others are refused
+_ALLOWED = frozenset((_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE))
 _FALSE_TRUE_NULL = (20, 21, 22)
 
 
@@ -70,22 +71,24 @@ def _walk(data: bytes, limits: Limits) -> None:
     if len(data) > limits.max_bytes:
         raise WireError(f"{len(data)} bytes exceed the limit of {limits.max_bytes}")
     position, seen = 0, 0
-    owed = [(1, False)]  # of each open array or map: how many values it still lacks, and whether it is a map
-    while owed:
-        lacking, is_map = owed.pop()
+    lacking, is_map = 1, False  # of the innermost open array or map: how many values it still lacks
+    outer: list[tuple[int, bool]] = []  # the same of those around it
+    while lacking or outer:
         if not lacking:
+            lacking, is_map = outer.pop()
             continue
-        owed.append((lacking - 1, is_map))
         seen += 1
-        if seen > limits.max_items or len(owed) - 1 > limits.max_depth:
+        if seen > limits.max_items or len(outer) > limits.max_depth:
             raise WireError(f"more than {limits.max_items} values, or nested deeper than {limits.max_depth}")
         major, argument, position = _header(data, position)
         if is_map and lacking % 2 == 0 and major != _TEXT:
             raise WireError("a map key that is not text")
+        lacking -= 1
         if major in (_BYTES, _TEXT):
             position += argument
         elif major in (_ARRAY, _MAP):
-            owed.append((argument * 2, True) if major == _MAP else (argument, False))
+            outer.append((lacking, is_map))
+            lacking, is_map = (argument * 2, True) if major == _MAP else (argument, False)
     if position != len(data):
         raise WireError("truncated or trailing bytes")
 
@@ -96,11 +99,13 @@ def _header(data: bytes, position: int) -> tuple[int, int, int]:
         raise WireError("truncated")
     major, info = data[position] >> 5, data[position] & 31
     position += 1
+    if major not in _ALLOWED:
+        raise WireError("no place for negative integers and tags")
     if major == _SIMPLE and info not in _FALSE_TRUE_NULL:
         raise WireError("no place for floats and other simple values")
-    if major not in (_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE) or info > 27:
-        raise WireError("no place for negative integers, tags and indefinite lengths")
     if info < 24:
         return major, info, position
+    if info > 27:
+        raise WireError("no place for indefinite lengths")
     width = 1 << (info - 24)
     return major, int.from_bytes(data[position : position + width]), position + width

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import Annotated
 
-from fedvlm_secure.encoding.codec import Codec
+from fedvlm_secure.encoding.codec import ROUNDINGS, Codec
 from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.errors import MisuseError
@@ -124,6 +124,8 @@ def propose(
         raise MisuseError(f"max_corrupt is {max_corrupt} of {clients} clients; it must be 0 to {clients - 1}")
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise MisuseError(f"clip_norm is {clip_norm}; it must be a positive finite number")
+    if rounding not in ROUNDINGS:
+        raise MisuseError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
     least = least_threshold(threat_model, clients, max_corrupt)
     threshold = least if threshold is None else threshold
     if min_survivors is None:
