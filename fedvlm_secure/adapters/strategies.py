@@ -25,7 +25,7 @@ class SharesFactors:
 
     factors: tuple[str, ...]
 
-    def shared(self, name: str, round_index: int) -> bool:  # noqa: ARG002  (every round is alike here)
+    def shared(self, name: str, round_index: int) -> bool:
         """See :class:`Strategy`."""
         return factor_of(name) in self.factors
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fedvlm_secure.adapters import AdapterSettings, attach
+from fedvlm_secure.data import EncodedSplit
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.training import (
     TrainSettings,
@@ -117,6 +118,16 @@ class FakeSplitWithPictures(FakeSplit):
     def __init__(self, split):
         super().__init__(len(split))
         self.pictures = split.pictures.flip(0)
+
+
+def test_an_encoded_split_lets_go_of_its_pictures():
+    adapter, split = adapted(), EncodedSplit(FakeSplit(8).batch(range(8)))
+    cached = precompute_image_features(adapter.peft_model, split)
+    assert "pixel_values" in split.tensors
+    assert "pixel_values" not in cached.split.tensors
+    assert evaluate(adapter.peft_model, cached).loss == pytest.approx(
+        evaluate(adapter.peft_model, split).loss, rel=1e-5
+    )
 
 
 def test_training_on_features_is_training_on_pictures():
