@@ -3,9 +3,12 @@
 Heavy packages load inside the commands, so that ``--help`` and a typing mistake answer at once.
 """
 
+import os
 import sys
+import warnings
 from typing import Annotated
 
+import click
 import typer
 
 import fedvlm_secure
@@ -45,16 +48,23 @@ def _options(
 
 def main() -> None:
     """The entry point: run a command, and turn errors into one line on stderr and an exit code."""
+    # Loading bars and deprecations of the packages below say nothing that a user of this program could act on.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app()
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except MisuseError as error:
         _fail(error, USAGE)
     except PolicyRefusalError as error:
         _fail(error, REFUSED_BY_POLICY)
     except ProtocolError as error:
         _fail(error, ABORTED)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+    sys.exit(code or 0)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -130,7 +130,7 @@ def mean_rows(runs: Sequence[Sequence[SiteRow]]) -> list[SiteRow]:
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
+        return sum(known) / len(known) if len(known) == len(values) else None
 
     return [
         SiteRow(

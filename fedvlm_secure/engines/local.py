@@ -129,7 +129,7 @@ class _Federation:
             total = run_round(server, clients, self._alive(coordinator.place, server.phases))
         except RoundAbortedError as reason:
             observer.round_aborts(round_index, attempt, one_line(reason))
-            coordinator.abort(session, reason)
+            coordinator.abort(session, reason, seconds)
             return
         shared = coordinator.close(session, total, layout, kind, seconds)
         accuracy = self._adopt(round_index, shared) if kind == TRAINING else float("nan")

@@ -89,7 +89,7 @@ class Coordinator:
         self._advance(self.round + 1, 1)
         return shared
 
-    def abort(self, session: ServerSessionBase, reason: RoundAbortedError) -> None:
+    def abort(self, session: ServerSessionBase, reason: RoundAbortedError, seconds: dict[str, float]) -> None:
         """Record a failed attempt and open the next.
 
         Raises:
@@ -102,6 +102,8 @@ class Coordinator:
             round=self.round,
             attempt=self.attempt,
             reason=one_line(reason),
+            bytes=session.transcript.bytes_per_phase(),
+            seconds=_rounded(seconds),
         )
         if self.attempt >= self._settings.aggregation.attempts:
             raise reason
@@ -177,7 +179,7 @@ class Coordinator:
             **{"update-norm": float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None},
             bytes=session.transcript.bytes_per_phase(),
             **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
-            seconds={phase: round(spent, 3) for phase, spent in seconds.items() if phase != TRAINING},
+            seconds=_rounded(seconds),
         )
 
     def _archive(self, session: ServerSessionBase) -> None:
@@ -196,6 +198,10 @@ class Coordinator:
 
     def _save_global(self, round_index: int, layout: SharedLayout, vector: np.ndarray) -> None:
         write(self._global(round_index), safetensors.torch.save(layout.unflatten(vector)))
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {phase: round(spent, 3) for phase, spent in seconds.items() if phase != TRAINING}
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

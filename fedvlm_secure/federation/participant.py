@@ -88,6 +88,7 @@ class Participant:
         self._record("base", 0, "test", self._evaluate(self.rows.test))
         validation = self._evaluate(self.rows.validation)
         self._record("base", 0, "validation", validation)
+        self._summarise()
         Standing(0, self._personal(self._adapter.initial_state(), 1), validation).save(self._standing_path)
 
     def prepare(self, round_index: int, shared: np.ndarray, on_step: OnStep | None = None) -> None:
@@ -163,6 +164,9 @@ class Participant:
         standing = self._standing(round_index)
         self._enter(standing, round_index + 1, shared)
         save_peft(self._adapter.state(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
+        self._summarise()
+
+    def _summarise(self) -> None:
         accuracy = {
             line["stage"]: line["accuracy"] for line in self._folder.metrics.lines() if line.get("split") == "test"
         }

@@ -1,6 +1,7 @@
 """The command line as a person meets it: a process, its two outputs and its exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,9 +72,44 @@ def test_run_then_predict(model_folder: Path, data_folder: Path, tmp_path: Path)
     assert "site-a" in stranger.stderr
 
 
+def test_ctrl_c_says_how_to_go_on_and_that_works(model_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text(
+        f'model = "{model_folder}"\ndata = "{data_folder}"\nrounds = 50\nthreads = 1\n[training]\nsteps = 2\n'
+    )
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-c",
+        "from fedvlm_secure.cli import main; main()",
+        "run",
+        str(settings),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 2:"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"continue with: fedvlm-secure run --resume {out}" in errors
+    assert "Traceback" not in errors
+    # The settings are the run's own from here on; shorten it, so that the rest is quick.
+    text = (out / "settings.toml").read_text()
+    (out / "settings.toml").write_text(text.replace("rounds = 50", "rounds = 3"))
+    done = call("run", "--resume", out)
+    assert done.returncode == 0, done.stderr
+    assert "round 1:" not in done.stderr
+
+
 def test_policy_and_abort_have_exit_codes_of_their_own(model_folder: Path, data_folder: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text(f'model = "{model_folder}"\ndata = "{data_folder}"\nrounds = 1\nthreads = 1\n[training]\nsteps = 2\n')
+    settings.write_text(
+        f'model = "{model_folder}"\ndata = "{data_folder}"\nrounds = 1\nthreads = 1\n[training]\nsteps = 2\n'
+    )
     refused = call("run", settings, "--set", "aggregation.protocol=plain", "--out", tmp_path / "a")
     assert refused.returncode == 3
     assert "P-2.6" in refused.stderr

@@ -89,7 +89,7 @@ def test_other_strategies_run(settings: Callable[..., Settings], tmp_path: Path,
     assert (result.summary["shared-parameters"] == 0) == (strategy == "local")
 
 
-class InterruptedError_(Exception):
+class StoppedError(Exception):
     """Stands for Ctrl-C or a crash."""
 
 
@@ -102,7 +102,7 @@ class Interrupter(Observer):
     def _tick(self) -> None:
         self.left -= 1
         if self.left == 0:
-            raise InterruptedError_
+            raise StoppedError
 
     def step(self, site: str, step: int, steps: int, loss: float) -> None:
         self._tick()
@@ -123,7 +123,7 @@ def interrupted(settings: Settings, folder: Path, after: int) -> Iterator[int]:
     while True:
         try:
             local.run(settings, folder, resume=stops > 0, observer=Interrupter(after))
-        except InterruptedError_:
+        except StoppedError:
             stops += 1
             yield stops
             assert stops < 50, "the run makes no progress"
@@ -171,14 +171,19 @@ def test_a_failed_attempt_is_repeated_with_fresh_keys(
     local.run(settings(), tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     lines = run.coordinator.metrics.lines()
-    assert [(line["kind"], line["round"], line["attempt"]) for line in lines[:2]] == [("aborted", 1, 1), ("training", 1, 2)]
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines[:2]] == [
+        ("aborted", 1, 1),
+        ("training", 1, 2),
+    ]
     assert lines[1]["dropped"] == []
 
 
 def test_the_last_allowed_attempt_ends_the_run(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client == "site-a")
+    monkeypatch.setattr(
+        local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client == "site-a"
+    )
     with pytest.raises(RoundAbortedError):
         local.run(settings("aggregation.attempts=2"), tmp_path / "run")
     lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
@@ -206,7 +211,7 @@ def test_an_existing_run_is_not_overwritten(settings: Callable[..., Settings], t
 
 
 def test_damaged_state_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(StoppedError):
         local.run(settings(), tmp_path / "run", observer=Interrupter(14))
     saved = tmp_path / "run/coordinator/state/session.cbor"
     assert saved.exists()
