@@ -1,0 +1,155 @@
+"""One client out of line, within `max_corrupt`: it is named, or it changes nothing; honest clients are not blamed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from secagg_kit import Federation, Table, identity, refused
+
+from fedvlm_secure.errors import ProtocolError
+from fedvlm_secure.primitives.schema import unpack
+from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.secagg.envelope import Envelope, join, seal, split
+from fedvlm_secure.secagg.pairwise import messages as m
+from fedvlm_secure.secagg.server import THE_COHORT, Upload
+from fedvlm_secure.secagg.session import SERVER
+
+LIAR = "c00"  # the first in the order of names, hence in every sorted set of holders
+
+
+def says(table: Table, phase: str, body: object, chunks: tuple[bytes, ...] = ()) -> bytes:
+    return join([seal(identity(LIAR), phase, table.federation.plan.hash, LIAR, SERVER, body), *chunks])
+
+
+def truth(table: Table, form: type):
+    reply = table.clients[LIAR].reply(table.request(LIAR))
+    return unpack(form, unpack(Envelope, split(reply)[0]).body)
+
+
+def at(phase: str) -> Table:
+    return Federation(clients=6).table().play_until(phase)
+
+
+@pytest.mark.parametrize("field", ["share_key", "mask_key"])
+def test_a_key_that_nothing_can_be_sealed_to_is_not_passed_on(field):
+    """Passed on, it would end every honest client's session."""
+    table = at(m.KEYS)
+    keys = truth(table, m.Keys)
+    for bad in (b"\xff" * 1216, getattr(keys, field)[:1184] + bytes(32)):
+        message = says(table, m.KEYS, replace(keys, **{field: bad}))
+        refused(lambda message=message: table.server.receive(LIAR, message), "P-3.1", LIAR)
+    table.play_until(m.SHARES, {LIAR: m.KEYS})
+    assert LIAR not in table.finish_rightly().survivors
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [
+        (lambda p: {}, "P-4.3"),
+        (lambda p: {name: box for name, box in p.items() if name != "c03"}, "P-4.3"),
+        (lambda p: p | {LIAR: p["c03"]}, "P-4.3"),
+        (lambda p: p | {"c03": p["c04"]}, "P-1.5"),
+        (lambda p: p | {"c03": p["c03"][:-1]}, "P-1.1"),
+        (lambda p: p | {"c03": p["c03"][:-1] + b"\0"}, "P-1.2"),
+    ],
+)
+def test_parcels_that_cannot_be_passed_on(change, clause):
+    table = at(m.SHARES)
+    parcels = truth(table, m.Parcels).parcels
+    before = table.server.to_bytes()
+    message = says(table, m.SHARES, m.Parcels(change(parcels)))
+    error = refused(lambda: table.server.receive(LIAR, message), clause, LIAR)
+    assert error.phase == m.SHARES
+    assert table.server.to_bytes() == before
+    assert table.finish_rightly().dropped == ()
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_wrong_shares_do_not_end_the_round(liars):
+    """Seven honest holders of eight or nine, four or five needed: the sum is found around the wrong shares."""
+    federation = Federation(clients=7 + liars, max_corrupt=liars)
+    table = federation.table().play_until(m.UNMASK, {federation.names[-1]: m.MASKED_INPUT})
+    for name, request in table.server.requests():
+        reply = table.clients[name].reply(request)
+        if name in federation.names[:liars]:
+            revealed = unpack(m.Revealed, unpack(Envelope, split(reply)[0]).body)
+            wrong = m.Revealed(
+                {peer: Secret(bytes(33)) for peer in revealed.self_mask},
+                {peer: Secret(b"\xff" * 33) for peer in revealed.mask_seed},
+            )
+            reply = join([seal(identity(name), m.UNMASK, federation.plan.hash, name, SERVER, wrong)])
+        table.server.receive(name, reply)
+    table.server.end_phase()
+    total = table.server.aggregate()
+    np.testing.assert_array_equal(total.total, federation.expected(total.survivors))
+    assert len(total.survivors) == 6 + liars
+
+
+def test_too_many_wrong_shares_blame_no_honest_dealer():
+    table = at(m.UNMASK)
+    for name, request in table.server.requests():
+        reply = table.clients[name].reply(request)
+        if name in ("c00", "c01", "c02"):
+            revealed = unpack(m.Revealed, unpack(Envelope, split(reply)[0]).body)
+            wrong = m.Revealed({peer: Secret(bytes(33)) for peer in revealed.self_mask}, {})
+            reply = join([seal(identity(name), m.UNMASK, table.federation.plan.hash, name, SERVER, wrong)])
+        table.server.receive(name, reply)
+    table.server.end_phase()
+    refused(table.server.aggregate, "P-7.7", THE_COHORT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: replace(r, self_mask={name: share for name, share in r.self_mask.items() if name != "c03"}),
+        lambda r: replace(r, self_mask=r.self_mask | {"stranger": r.self_mask["c03"]}),
+        lambda r: replace(r, mask_seed={"c03": r.self_mask["c03"]}),
+        lambda r: replace(r, self_mask={}),
+    ],
+)
+def test_shares_of_others_than_asked(change):
+    table = at(m.UNMASK)
+    message = says(table, m.UNMASK, change(truth(table, m.Revealed)))
+    before = table.server.to_bytes()
+    refused(lambda: table.server.receive(LIAR, message), "P-7.4", LIAR)
+    assert table.server.to_bytes() == before
+    table.finish_rightly()
+
+
+@pytest.mark.parametrize("body", [m.Consent(bytes(64)), m.Consent(b"\xff" * 64)])
+def test_a_consent_to_nothing(body):
+    table = at(m.CONSISTENCY)
+    refused(lambda: table.server.receive(LIAR, says(table, m.CONSISTENCY, body)), "P-6.2", LIAR)
+    table.finish_rightly()
+
+
+def test_uploads_of_another_length_or_with_other_chunks():
+    table = at(m.MASKED_INPUT)
+    good = table.clients[LIAR].reply(table.request(LIAR))
+    chunk = bytes(split(good)[1])
+    before = table.server.to_bytes()
+    digest = truth(table, Upload).digests[0]
+    for upload, chunks, party in (
+        (Upload(()), (), LIAR),
+        (Upload((digest, digest)), (chunk, chunk), LIAR),
+        (Upload((digest,)), (), "network"),
+        (Upload((digest,)), (chunk[:-1],), "network"),
+        (Upload((digest,)), (chunk, chunk), "network"),
+        (Upload((digest,)), (bytes(len(chunk)),), "network"),
+    ):
+        message = says(table, m.MASKED_INPUT, upload, chunks)
+        refused(lambda message=message: table.server.receive(LIAR, message), "P-5.3", party)
+        assert table.server.to_bytes() == before
+    table.finish_rightly()
+
+
+def test_an_upload_that_is_no_encoding_is_noticed_in_the_sum():
+    table = at(m.MASKED_INPUT)
+    good = table.clients[LIAR].reply(table.request(LIAR))
+    chunk = bytes(byte ^ 0x55 for byte in split(good)[1])
+    import hashlib
+
+    table.server.receive(LIAR, says(table, m.MASKED_INPUT, Upload((hashlib.sha256(chunk).digest(),)), (chunk,)))
+    with pytest.raises(ProtocolError) as refusal:
+        table.finish()
+    assert refusal.value.clause == "P-8.1"
