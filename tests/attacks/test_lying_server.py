@@ -100,7 +100,7 @@ def test_bad_survivor_lists(survivors, clause):
 
 @pytest.mark.parametrize("first_half", [1, 2, 3, 4])
 def test_equivocation_finds_at_most_one_quorum(first_half):
-    """Two lists, one with and one without c04, for two halves; the colluder c05 signs both. Only one is answered for."""
+    """One list with c04, one without, for two halves; the colluder c05 signs both. Only one is answered for."""
     table = at(m.CONSISTENCY)
     federation, names = table.federation, table.federation.names
     honest = ("c04", "c00", "c01", "c02", "c03")
