@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedvlm_secure.engines.local import RunResult
@@ -22,6 +22,7 @@ class PlainObserver(Observer):
     """One line an event that matters, for logs and pipes."""
 
     resumable: Path | None = None
+    rounds = 0
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -31,10 +32,15 @@ class PlainObserver(Observer):
         """See :class:`Observer`."""
         self.say(f"loading {what}")
 
+    def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
+        """See :class:`Observer`."""
+        self.rounds = rounds
+
     def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
         """See :class:`Observer`."""
         figure = "" if accuracy != accuracy else f", validation accuracy {accuracy:.3f} (mean over sites)"
-        self.say(f"round {round_index}: {survivors} of {cohort} sites in the sum{figure}")
+        name = f"round {round_index}" if round_index <= self.rounds else "closing evaluation"
+        self.say(f"{name}: {survivors} of {cohort} sites in the sum{figure}")
 
     def round_aborts(self, round_index: int, attempt: int, reason: str) -> None:
         """See :class:`Observer`."""
@@ -42,36 +48,43 @@ class PlainObserver(Observer):
 
 
 class BarObserver(PlainObserver):
-    """Progress bars with round, site, loss and time left."""
+    """Two progress bars: the run with its time left, and what happens now with site and loss."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._rounds: TaskID | None = None
-        self._sites: TaskID | None = None
-        self._round = 0
+        self._run = progress.add_task("loading", total=None)
+        self._now = progress.add_task("", total=None)
+        self._done = 0.0
+        self._share = 0.0
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
         self._progress.console.print(text, highlight=False, markup=False)
 
-    def round_begins(self, round_index: int, rounds: int, attempt: int) -> None:
+    def loading(self, what: str) -> None:
         """See :class:`Observer`."""
-        self._round = round_index
-        title = f"round {min(round_index, rounds)} of {rounds}" + (f", attempt {attempt}" if attempt > 1 else "")
-        if self._rounds is None:
-            self._rounds = self._progress.add_task(title, total=rounds, completed=round_index - 1)
-            self._sites = self._progress.add_task("training", total=None)
-        self._progress.update(self._rounds, description=title, completed=min(round_index - 1, rounds))
+        self._progress.update(self._now, description=what)
+
+    def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
+        """See :class:`Observer`."""
+        super().round_begins(round_index, rounds, attempt, sites)
+        title = f"round {round_index} of {rounds}" if round_index <= rounds else "closing evaluation"
+        title += f", attempt {attempt}" if attempt > 1 else ""
+        self._done, self._share = round_index - 1.0, 1 / sites
+        self._progress.update(self._run, description=title, total=rounds, completed=self._done)
 
     def step(self, site: str, step: int, steps: int, loss: float) -> None:
         """See :class:`Observer`."""
-        if self._sites is not None:
-            self._progress.update(self._sites, description=f"{site}, loss {loss:.3f}", total=steps, completed=step)
+        self._progress.update(self._now, description=f"{site}, loss {loss:.3f}", total=steps, completed=step)
+        self._progress.update(self._run, completed=self._done + self._share * step / steps)
+
+    def trained(self, site: str) -> None:
+        """See :class:`Observer`."""
+        self._done += self._share
 
     def phase_ends(self, phase: str, seconds: float) -> None:
         """See :class:`Observer`."""
-        if self._sites is not None:
-            self._progress.update(self._sites, description=f"secure sum: {phase}")
+        self._progress.update(self._now, description=f"secure sum: {phase}")
 
 
 @contextmanager

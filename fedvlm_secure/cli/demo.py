@@ -27,6 +27,7 @@ def demo(
         chosen = Settings.from_tables({}, override)
         folder = _free(Path("runs")) if out is None else out if seeds == 1 else out / f"seed-{seed}"
         with console.watch() as observer:
+            observer.resumable = folder
             results.append(run(chosen, folder, observer=observer))
     if as_json:
         typer.echo(

@@ -115,7 +115,7 @@ class _Federation:
         round_index, attempt = coordinator.place
         layout = self._layout(round_index)
         shared = coordinator.shared(layout)
-        observer.round_begins(round_index, self.settings.rounds, attempt)
+        observer.round_begins(round_index, self.settings.rounds, attempt, len(self.participants))
         started = time.monotonic()
         self._prepare(kind, round_index, shared)
         seconds = {TRAINING: time.monotonic() - started}

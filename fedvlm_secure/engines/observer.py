@@ -7,8 +7,8 @@ class Observer:
     def loading(self, what: str) -> None:
         """Something slow begins before the first round."""
 
-    def round_begins(self, round_index: int, rounds: int, attempt: int) -> None:
-        """An attempt at a round begins; ``rounds + 1`` is the closing evaluation."""
+    def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
+        """An attempt at a round begins, with ``sites`` hospitals; round ``rounds + 1`` is the closing evaluation."""
 
     def step(self, site: str, step: int, steps: int, loss: float) -> None:
         """A hospital has made one optimizer step of ``steps`` this round."""
