@@ -131,7 +131,7 @@ def print_table(results: Sequence[RunResult]) -> None:
     console.print(
         f"beats question-only and base on {beats_both(rows)} of {len(rows)} hospitals (test split, exact match)"
     )
-    console.print("Simulation view: no server sees this table. The hospitals are simulated; not for diagnosis.")
+    console.print("Simulation view: no server sees this table. Simulated hospitals, not for diagnosis.")
     for warning in summary["insecure"]:
         console.print(f"INSECURE: {warning}", markup=False)
     for result in results:
