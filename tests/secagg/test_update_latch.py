@@ -23,6 +23,10 @@ def test_memory_names_the_plan_and_the_update():
     federation, memory = after_a_round()
     assert (memory.run, memory.round, memory.attempt) == (federation.plan.run, 3, 2)
     assert len(memory.answered) == 1
+    table = federation.table()
+    table.finish()
+    client = table.clients["c01"]
+    assert PairwiseClient.memory_of(client.to_bytes()) == client.memory == memory
 
 
 @pytest.mark.parametrize("disguise", ["itself", "a copy", "other weight", "float64", "negative zeros"])
