@@ -1,8 +1,9 @@
 """What every aggregation protocol offers: two state machines without I/O, clock or network.
 
 The caller persists ``to_bytes()`` *before* it sends what the session produced, so that a party that crashes and comes
-back gives the identical answer or none; and after a refusal too, so that a closed session does not come back open. An identical request gets the identical reply bytes; any other repeat is
-refused. A session that has failed or finished refuses further use.
+back gives the identical answer or none; and after a refusal too, so that a closed session does not come back open. An
+identical request gets the identical reply bytes; any other repeat is refused. A session that has failed or finished
+refuses further use.
 """
 
 from collections.abc import Iterator
