@@ -39,7 +39,7 @@ class Rows:
 
 
 class DurableClient:
-    """A client session whose state is on disk before its reply leaves."""
+    """A client session whose state is on disk before its reply leaves, and after it has refused."""
 
     def __init__(self, session: ClientSessionBase, path: Path) -> None:
         self._session, self._path = session, path
@@ -51,9 +51,10 @@ class DurableClient:
 
     def reply(self, request: bytes) -> bytes:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
-        answer = self._session.reply(request)
-        write(self._path, self._session.to_bytes(), PRIVATE)
-        return answer
+        try:
+            return self._session.reply(request)
+        finally:
+            write(self._path, self._session.to_bytes(), PRIVATE)
 
     def to_bytes(self) -> bytes:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""

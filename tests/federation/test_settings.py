@@ -30,7 +30,14 @@ def test_a_misspelt_key_names_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["rounds=0", "training.learning-rate=nan", "aggregation.clip-norm=0", "aggregation.value-bits=25", "name=a/b", "seed=-1"],
+    [
+        "rounds=0",
+        "training.learning-rate=nan",
+        "aggregation.clip-norm=0",
+        "aggregation.value-bits=25",
+        "name=a/b",
+        "seed=-1",
+    ],
 )
 def test_values_out_of_range_are_refused(override: str) -> None:
     assert override.split("=")[0].rpartition(".")[2] in refusal(override)
