@@ -80,7 +80,8 @@ def one_round(clients: int, dimension: int, dropped: int) -> dict[tuple[str, str
     finally:
         Codec.encode = encode
     timed("decoding", "unmask", plan.codec.decode, total.total)
-    return {key: value / (1 if key[0] in ("server", "decoding") else clients) for key, value in spent.items()}
+    answered = {phase: clients - (dropped if phase not in ("keys", "shares") else 0) for phase in PHASES}
+    return {key: value / (1 if key[0] in ("server", "decoding") else answered[key[1]]) for key, value in spent.items()}
 
 
 def main() -> None:
