@@ -92,6 +92,23 @@ class Codec:
             MisuseError: wrong length, dtype or shape, a NaN or infinity, a counter missing or out of bounds, weight 0.
         """
         values, counters = self.check(update)
+        scaled, saturated, clipped = self._quantisable(values)
+        scaled *= counters[0]
+        integers = np.empty(self.layout.size, np.int64)
+        integers[: len(scaled)] = self._round(scaled)
+        integers[len(scaled) :] = [*counters, 1, 0, 0]
+        return Encoded(integers, saturated, clipped)
+
+    def saturation(self, update: Update) -> tuple[int, bool]:
+        """What :meth:`encode` would say of ``update``: coordinates beyond the range, and whether it is clipped.
+
+        For the update's owner to see; raises as :meth:`encode` does.
+        """
+        _, saturated, clipped = self._quantisable(self.check(update)[0])
+        return saturated, clipped
+
+    def _quantisable(self, values: Floats) -> tuple[Floats, int, bool]:
+        """The values clipped, rotated and scaled to steps within the range."""
         with np.errstate(over="ignore"):
             norm = float(np.linalg.norm(values))
         if not math.isfinite(norm):
@@ -103,11 +120,7 @@ class Codec:
         edge = float(self.layout.levels)
         saturated = int(np.count_nonzero(np.abs(scaled) > edge))
         np.clip(scaled, -edge, edge, out=scaled)
-        scaled *= counters[0]
-        integers = np.empty(self.layout.size, np.int64)
-        integers[: len(scaled)] = self._round(scaled)
-        integers[len(scaled) :] = [*counters, 1, 0, 0]
-        return Encoded(integers, saturated, clipped)
+        return scaled, saturated, clipped
 
     def decode(self, total: NDArray[np.int64]) -> Decoded:
         """The weighted mean from the signed sum [layout.size] of encoded updates.

@@ -115,7 +115,6 @@ class Participant:
             stage="training",
             **{"steps": stats.steps, "mean-loss": stats.mean_loss, "last-loss": stats.last_loss},
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
-            clipped=bool(np.linalg.norm(values) > self._settings.aggregation.clip_norm),
         )
         Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
 
@@ -157,6 +156,7 @@ class Participant:
         self._adapter.load(state)
         validation = self._evaluate(self.rows.validation)
         self._record("adopted", round_index, "validation", validation)
+        self._record_encoding(pending)
         Standing(round_index, self._personal(state, round_index + 1), validation).save(self._standing_path)
         return validation
 
@@ -228,6 +228,18 @@ class Participant:
             asked=evaluation.asked,
             accuracy=evaluation.accuracy,
             loss=evaluation.loss,
+        )
+
+    def _record_encoding(self, pending: Pending) -> None:
+        """Tell the owner whether the round's plan was too narrow for its update."""
+        if not self._session_path.exists():
+            return
+        plan = ClientSessionBase.plan_of(self._session_path.read_bytes())
+        if plan is None or plan.round != pending.round:
+            return
+        saturated, clipped = plan.codec.saturation(pending.update)
+        self._folder.metrics.record(
+            ("stage", "round"), round=pending.round, stage="encoding", saturated=saturated, clipped=clipped
         )
 
     def _memory(self) -> Memory:

@@ -200,6 +200,11 @@ class ClientSessionBase:
         return session
 
     @staticmethod
+    def plan_of(data: bytes) -> Plan | None:
+        """The plan a saved session has begun, if any; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        return unpack(ClientRecord, data, STATE_LIMITS).plan
+
+    @staticmethod
     def memory_of(data: bytes) -> Memory:
         """What a saved session has to remember; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
         return unpack(ClientRecord, data, STATE_LIMITS).memory

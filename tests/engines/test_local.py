@@ -62,6 +62,14 @@ def test_the_servers_counters_are_the_sum_of_the_sites(settings: Callable[..., S
     assert server["loss"] == pytest.approx(sum(line["loss"] for line in finals) / 4, abs=1e-3)
 
 
+def test_a_site_is_told_when_the_clip_norm_is_too_small(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    local.run(settings("aggregation.clip-norm=1e-3"), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").site("site-a").metrics.lines()
+    told = [line for line in lines if line["stage"] == "encoding"]
+    assert [line["round"] for line in told] == [1, 2]
+    assert all(line["clipped"] and line["saturated"] == 0 for line in told)
+
+
 def test_nothing_of_one_site_is_in_the_coordinators_folder(settings: Callable[..., Settings], tmp_path: Path) -> None:
     local.run(settings(), tmp_path / "run")
     updates = {
