@@ -22,6 +22,7 @@ from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
 from fedvlm_secure.federation.participant import Participant, Rows
+from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import RunDirectory, write
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.wire import WireError
@@ -58,23 +59,20 @@ def run(
     """Run a federation from the first round to the report.
 
     Args:
-        out: the run directory; ``runs/NAME`` if None. It must not exist yet.
-        resume: go on with the run in ``out`` from its last finished phase.
+        out: the run directory; ``runs/NAME`` if None. It must not exist yet, or be empty.
+        resume: go on with the run in ``out``, which began with the same settings, from its last finished phase.
 
     Raises:
-        MisuseError: wrong settings, a run directory that exists, missing packages for the data set.
+        MisuseError: wrong settings, or on resuming other ones than the run's; a directory that holds something else;
+            missing packages for the data set.
         PolicyRefusalError: a hospital's floors are above what the settings propose.
         RoundAbortedError: a round failed as often as the settings allow.
     """
     folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
-    if folder.settings.exists() and not resume:
-        raise MisuseError(
-            f"{folder.path} exists; name another with --out, or continue it with run --resume {folder.path}"
-        )
+    _check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
     torch.set_num_threads(settings.threads)
     started = time.monotonic()
-    write(folder.settings, settings.to_toml().encode())
     try:
         federation = _assemble(folder, settings, observer or Observer())
         while federation.coordinator.round <= settings.rounds:
@@ -117,7 +115,7 @@ class _Federation:
         shared = coordinator.shared(layout)
         observer.round_begins(round_index, self.settings.rounds, attempt, len(self.participants))
         started = time.monotonic()
-        self._prepare(kind, round_index, shared)
+        self._prepare(kind, coordinator.place, shared)
         seconds = {TRAINING: time.monotonic() - started}
         session = coordinator.open(self._agreed(layout), shared, kind)
         clients = {
@@ -144,13 +142,14 @@ class _Federation:
             participant.finish(rounds, shared, self.model_name)
         return self.coordinator.finish(self._agreed(layout), seconds, _versions())
 
-    def _prepare(self, kind: str, round_index: int, shared: np.ndarray) -> None:
+    def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray) -> None:
+        round_index = place[0]
         if round_index > 1:
             self._adopt(round_index - 1, shared)  # whoever was interrupted before it did
         for name, participant in self.participants.items():
             if kind == TRAINING:
                 participant.prepare(
-                    round_index,
+                    place,
                     shared,
                     lambda info, name=name: self.observer.step(name, info.step, info.steps, info.loss),  # type: ignore[misc]
                 )
@@ -218,6 +217,19 @@ class _Watched:
         self._observer.phase_ends(phase, spent)
 
 
+def _check_folder(folder: RunDirectory, settings: Settings, resume: bool) -> None:
+    """Never write among files that are not this run's."""
+    if folder.settings.exists():
+        if not resume:
+            raise MisuseError(
+                f"{folder.path} exists; name another with --out, or continue it with run --resume {folder.path}"
+            )
+        if Settings.from_toml(folder.settings) != settings:
+            raise MisuseError(f"{folder.path} began with other settings; a resumed run keeps those in settings.toml")
+    elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise MisuseError(f"{folder.path} is not empty and holds no run; name another with --out")
+
+
 def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _Federation:
     """Load the model, give every hospital its rows and its folder, and enrol everybody."""
     observer.loading(f"model {settings.model}")
@@ -226,15 +238,18 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
         loaded.model, AdapterSettings(targets=loaded.lora_targets, seed=settings.seed, **settings.adapter.model_dump())
     )
     observer.loading(f"data {settings.data}")
+    sites = _sites(settings)
+    layout = adapter.layout(1)
+    check_settings(settings, {name: len(splits["train"]) for name, splits in sites.items()}, layout.size)
+    write(folder.settings, settings.to_toml().encode())
     participants = {}
-    for name, splits in _sites(settings).items():
+    for name, splits in sites.items():
         observer.loading(f"site {name}")
         rows = _rows(name, splits, loaded, adapter)
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     members = tuple(Member(name, participant.identity.public) for name, participant in participants.items())
     coordinator = Coordinator(folder.coordinator, settings, members)
-    layout = adapter.layout(1)
     coordinator.begin(layout, layout.flatten(adapter.initial_state()))
     return _Federation(settings, coordinator, participants, adapter, loaded.digest, loaded.name, observer)
 
@@ -246,7 +261,13 @@ def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
             sites.setdefault(name, {})[split] = own
     if unknown := sorted(set(settings.sites) - sites.keys()):
         raise MisuseError(f"settings: sites holds {unknown[0]!r}; {settings.data} has {', '.join(sites)}")
-    return {name: splits for name, splits in sites.items() if not settings.sites or name in settings.sites}
+    chosen: dict[str, Mapping[str, Dataset]] = {
+        name: splits for name, splits in sites.items() if not settings.sites or name in settings.sites
+    }
+    for name, splits in chosen.items():
+        if missing := sorted({"train", "validation", "test"} - splits.keys()):
+            raise MisuseError(f"site {name!r} of {settings.data} has no rows in the split {missing[0]!r}")
+    return chosen
 
 
 def _rows(name: str, splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter) -> Rows:

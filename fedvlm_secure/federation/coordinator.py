@@ -12,11 +12,11 @@ import torch
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
-from fedvlm_secure.federation.rounds import evaluation_of, model_hash, vector_layout
+from fedvlm_secure.federation.rounds import evaluation_of, model_hash, proposal
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives import SPEC_VERSION, entropy
-from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
+from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Member, Roster
 from fedvlm_secure.secagg.server import ServerSessionBase
@@ -131,7 +131,7 @@ class Coordinator:
             "insecure": list(self._settings.insecure),
             "test-accuracy": done[-1]["accuracy"],
             "seconds": round(seconds, 1),
-            "bytes": sum(sum(phase.values()) for line in done for phase in line["bytes"].values()),
+            "bytes": sum(sum(phase.values()) for line in lines for phase in line["bytes"].values()),
             "versions": versions,
         }
         write_json(self._folder.path / "summary.json", summary)
@@ -142,22 +142,14 @@ class Coordinator:
         return self._folder.state / "session.cbor"
 
     def _plan(self, agreed: Agreed, shared: np.ndarray, kind: str) -> Plan:
-        table = self._settings.aggregation
-        return propose(
+        return proposal(
+            self._settings.aggregation,
             run=self._run,
-            round=self.round,
-            attempt=self.attempt,
+            place=self.place,
             cohort=tuple(member.name for member in self.roster.members),
-            layout=vector_layout(agreed.layout.size if kind == TRAINING else 0, table),
-            clip_norm=table.clip_norm,
+            size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
             model=model_hash(agreed.base, agreed.adapter, agreed.layout, shared),
-            protocol=table.protocol,
-            threat_model=table.threat_model,
-            max_corrupt=table.max_corrupt,
-            threshold=table.threshold,
-            min_survivors=table.min_survivors,
-            rounding=table.rounding,
         )
 
     def _record(
@@ -191,7 +183,7 @@ class Coordinator:
         self.round, self.attempt = round_index, attempt
 
     def _save_progress(self, run: str, round_index: int, attempt: int) -> None:
-        write_json(self._progress, {"run": run, "round": round_index, "attempt": attempt})
+        write_json(self._progress, {"run": run, "round": round_index, "attempt": attempt}, PRIVATE)
 
     def _global(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.safetensors"

@@ -12,13 +12,13 @@ import numpy as np
 
 from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Update
-from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import counters, model_hash, weight_of
+from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.federation.rounds import counters, model_hash, policy_of, weight_of
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.secagg.client import ClientSessionBase, fingerprint
-from fedvlm_secure.secagg.policy import Party, Policy
+from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import Memory
@@ -52,13 +52,20 @@ class DurableClient:
     def reply(self, request: bytes) -> bytes:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
         try:
-            return self._session.reply(request)
-        finally:
-            write(self._path, self._session.to_bytes(), PRIVATE)
+            reply = self._session.reply(request)
+        except ProtocolError:
+            self._persist()
+            raise
+        # Nothing else is written: an interruption in the midst of a transition goes back to the state before it.
+        self._persist()
+        return reply
 
     def to_bytes(self) -> bytes:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
         return self._session.to_bytes()
+
+    def _persist(self) -> None:
+        write(self._path, self._session.to_bytes(), PRIVATE)
 
 
 class Participant:
@@ -92,14 +99,22 @@ class Participant:
         self._summarise()
         Standing(0, self._personal(self._adapter.initial_state(), 1), validation).save(self._standing_path)
 
-    def prepare(self, round_index: int, shared: np.ndarray, on_step: OnStep | None = None) -> None:
-        """Have an update ready for the round: train, unless one is ready that no unmasked sum holds yet."""
-        tries = 1
+    def prepare(self, place: tuple[int, int], shared: np.ndarray, on_step: OnStep | None = None) -> None:
+        """Have an update ready for the attempt: train, unless one is ready that no earlier attempt was answered for.
+
+        An update that *this* attempt was answered for is the one in its sum: it stays until the round is over.
+
+        Args:
+            place: (round, attempt).
+        """
+        round_index, tries = place[0], 1
         if self._pending_path.exists():
-            pending = Pending.load(self._pending_path)
-            if pending.round == round_index and fingerprint(pending.update) not in self._memory().answered:
-                return
-            tries = pending.tries + 1 if pending.round == round_index else 1
+            pending, memory = Pending.load(self._pending_path), self._memory()
+            if pending.round == round_index:
+                answered = fingerprint(pending.update) in memory.answered
+                if not answered or (memory.round, memory.attempt) == place:
+                    return
+                tries = pending.tries + 1
         standing = self._standing(round_index - 1)
         self._enter(standing, round_index, shared)
         seed = _training_seed(self._settings.seed, self.name, round_index, tries)
@@ -137,7 +152,7 @@ class Participant:
         pending = self._pending(place[0])
         layout = self._adapter.layout(place[0])
         model = model_hash(self._base, self._adapter.settings, layout, shared)
-        party = Party(self.name, self.identity, roster, self._policy(), model)
+        party = Party(self.name, self.identity, roster, policy_of(self._settings.policy), model)
         kind = lookup(self._settings.aggregation.protocol).client
         memory = self._memory()
         if (memory.round, memory.attempt) == place:
@@ -247,10 +262,6 @@ class Participant:
         if not self._session_path.exists():
             return Memory()
         return ClientSessionBase.memory_of(self._session_path.read_bytes())
-
-    def _policy(self) -> Policy:
-        table = self._settings.policy
-        return Policy(table.threat_model, table.max_corrupt, table.min_cohort, table.min_survivors, table.protocols)
 
     def _train_settings(self) -> TrainSettings:
         return TrainSettings(**self._settings.training.model_dump())

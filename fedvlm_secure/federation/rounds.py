@@ -1,4 +1,4 @@
-"""What the coordinator and every hospital compute alike for a round: the vector's layout and the model's hash."""
+"""What all parties compute alike for a round: the vector's layout, the plan's numbers, the model's hash."""
 
 import json
 from collections.abc import Mapping
@@ -9,8 +9,14 @@ import numpy as np
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.settings import AggregationTable
+from fedvlm_secure.federation.settings import AggregationTable, PolicyTable, Settings
 from fedvlm_secure.primitives.kdf import digest
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
+from fedvlm_secure.secagg.policy import Party, Policy, check_plan
+from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.session import Memory
 from fedvlm_secure.training import Evaluation
 
 # Losses are summed as whole thousandths of a nat, answers as whole numbers: exact, whatever the order of addition.
@@ -27,6 +33,69 @@ def vector_layout(update: int, aggregation: AggregationTable) -> VectorLayout:
         Counter("loss-milli", _MOST_LOSS),
     )
     return VectorLayout(update, counters, aggregation.value_bits, aggregation.weight_max)
+
+
+def proposal(
+    table: AggregationTable, *, run: bytes, place: tuple[int, int], cohort: tuple[str, ...], size: int, **hashes: bytes
+) -> Plan:
+    """The plan that the settings mean.
+
+    Args:
+        place: (round, attempt).
+        size: how many numbers are shared.
+        hashes: ``roster`` and ``model``.
+
+    Raises:
+        MisuseError: so many clients cannot aggregate safely under these settings.
+    """
+    return propose(
+        run=run,
+        round=place[0],
+        attempt=place[1],
+        cohort=cohort,
+        layout=vector_layout(size, table),
+        clip_norm=table.clip_norm,
+        protocol=table.protocol,
+        threat_model=table.threat_model,
+        max_corrupt=table.max_corrupt,
+        threshold=table.threshold,
+        min_survivors=table.min_survivors,
+        rounding=table.rounding,
+        **hashes,
+    )
+
+
+def policy_of(table: PolicyTable) -> Policy:
+    """A hospital's floors, from the settings."""
+    return Policy(table.threat_model, table.max_corrupt, table.min_cohort, table.min_survivors, table.protocols)
+
+
+def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> None:
+    """Refuse a run that cannot succeed, before anything is written or trained.
+
+    Args:
+        rows: every hospital's training rows, by name.
+        size: how many numbers are shared.
+
+    Raises:
+        MisuseError: a name that cannot be a member's, a weight above the bound, too few hospitals.
+        PolicyRefusalError: the plans would be below the hospitals' floors.
+    """
+    roster = Roster(1, bytes(32), tuple(Member(name, bytes(32)) for name in sorted(rows)))
+    for count in rows.values():
+        weight_of(count, settings.aggregation)
+    cohort, model = tuple(sorted(rows)), bytes(32)
+    plan = proposal(
+        settings.aggregation,
+        run=bytes(RUN_BYTES),
+        place=(1, 1),
+        cohort=cohort,
+        size=size,
+        roster=roster.hash,
+        model=model,
+    )
+    party = Party(cohort[0], Identity.generate(), roster, policy_of(settings.policy), model)
+    check_plan(plan, party, Memory(), lookup(plan.protocol).phases[0])
 
 
 def weight_of(rows: int, aggregation: AggregationTable) -> int:
@@ -50,8 +119,14 @@ def counters(weight: int, evaluation: Evaluation) -> dict[str, int]:
         "weight": weight,
         "correct": evaluation.correct,
         "asked": evaluation.asked,
-        "loss-milli": min(round(evaluation.loss_sum * _LOSS_UNIT), _MOST_LOSS),
+        "loss-milli": _loss_milli(evaluation.loss_sum),
     }
+
+
+def _loss_milli(loss_sum: float) -> int:
+    """A loss that is not a number or beyond the bound, as of a model that has diverged, counts as the bound."""
+    milli = loss_sum * _LOSS_UNIT
+    return round(milli) if milli < _MOST_LOSS else _MOST_LOSS
 
 
 def evaluation_of(sums: Mapping[str, int]) -> Evaluation:

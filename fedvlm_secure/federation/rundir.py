@@ -31,11 +31,17 @@ def write(path: Path, content: bytes, mode: int = PUBLIC) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+    # The new name has to be on disk too: a latch that a power failure takes back would be none.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = PUBLIC) -> None:
     """``value`` as indented JSON."""
-    write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), mode)
 
 
 def read_json(path: Path) -> Any:

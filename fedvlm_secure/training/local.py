@@ -18,6 +18,8 @@ from fedvlm_secure.training.errors import TrainingError
 from fedvlm_secure.training.evaluation import evaluating
 from fedvlm_secure.training.settings import TrainSettings
 
+_REMEDY = "lower training.learning-rate, or train in float32"
+
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
@@ -104,7 +106,7 @@ def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, r
             group["lr"] = rate * settings.scale(step)
         loss = sample_losses(*answer_logits(adapter.peft_model, split.batch(indices))).mean()
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss of step {step + 1} is {loss.item()}")
+            raise TrainingError(f"the loss of step {step + 1} is {loss.item()}; {_REMEDY}")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.proximal:
@@ -112,7 +114,7 @@ def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, r
         # Also where nothing is to be clipped: one infinite gradient would make every weight NaN.
         norm = torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm or float("inf"))
         if not torch.isfinite(norm):
-            raise TrainingError(f"the gradient of step {step + 1} is not finite")
+            raise TrainingError(f"the gradient of step {step + 1} is not finite; {_REMEDY}")
         optimizer.step()
         yield loss.item()
 

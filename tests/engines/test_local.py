@@ -13,6 +13,7 @@ from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.federation.standing import Pending
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -139,7 +140,7 @@ def interrupted(settings: Settings, folder: Path, after: int) -> Iterator[int]:
             return
 
 
-@pytest.mark.parametrize("after", [8, 17])
+@pytest.mark.parametrize("after", [8, 17, 18])  # in the midst of training; all have answered `unmask`; the sum is taken
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     settings: Callable[..., Settings], tmp_path: Path, after: int
 ) -> None:
@@ -148,11 +149,35 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert stops
     assert final_state(tmp_path / "pieces") == final_state(tmp_path / "whole")
     whole, pieces = (RunDirectory(tmp_path / name) for name in ("whole", "pieces"))
-    strip = {"seconds", "training-seconds", "bytes"}
+    strip = {"seconds", "training-seconds"}
     assert [{k: v for k, v in line.items() if k not in strip} for line in pieces.coordinator.metrics.lines()] == [
         {k: v for k, v in line.items() if k not in strip} for line in whole.coordinator.metrics.lines()
     ]
     pieces.verify_manifest()
+
+
+def test_an_interruption_between_two_answers_to_unmask(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some updates are answered for, the round is not over: those very updates are in its sum."""
+
+    def alive(self: object, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[str, str], bool]:
+        def stop_at_c(client: str, phase: str) -> bool:
+            if (place, client, phase) == ((2, 1), "site-c", "unmask"):
+                raise StoppedError
+            return True
+
+        return stop_at_c
+
+    local.run(settings(), tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(local._Federation, "_alive", alive)
+        with pytest.raises(StoppedError):
+            local.run(settings(), tmp_path / "pieces")
+    local.resume(tmp_path / "pieces")
+    assert final_state(tmp_path / "pieces") == final_state(tmp_path / "whole")
+    lines = RunDirectory(tmp_path / "pieces").coordinator.metrics.lines()
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines][1] == ("training", 2, 1)
 
 
 def test_dropouts_leave_the_survivors_sum(
@@ -170,8 +195,6 @@ def test_dropouts_leave_the_survivors_sum(
 def test_a_failed_attempt_is_repeated_with_fresh_keys(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an abort in `unmask` some updates have been answered for: those sites train anew (P-7.5)."""
-
     def alive(self: object, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[str, str], bool]:
         return lambda client, phase: place != (1, 1) or phase != "unmask" or client == "site-a"
 
@@ -184,6 +207,23 @@ def test_a_failed_attempt_is_repeated_with_fresh_keys(
         ("training", 1, 2),
     ]
     assert lines[1]["dropped"] == []
+
+
+def test_only_the_answered_train_anew(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an abort in `unmask` some updates have been answered for: those sites train anew (P-7.5)."""
+
+    def alive(self: object, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[str, str], bool]:
+        return lambda client, phase: place != (1, 1) or phase != "unmask" or client == "site-a"
+
+    monkeypatch.setattr(local._Federation, "_alive", alive)
+    with pytest.raises(StoppedError):
+        # 12 events of training, 4 phases, then 2 steps of site-a and 4 ready sites: before the second attempt's sum.
+        local.run(settings(), tmp_path / "run", observer=Interrupter(12 + 4 + 2 + 4))
+    run = RunDirectory(tmp_path / "run")
+    tries = {s: Pending.load(run.site(f"site-{s}").state / "pending.safetensors").tries for s in "abcd"}
+    assert tries == {"a": 2, "b": 1, "c": 1, "d": 1}
 
 
 def test_the_last_allowed_attempt_ends_the_run(
@@ -207,6 +247,38 @@ def test_a_plan_below_the_hospitals_floors_is_refused(
     with pytest.raises(PolicyRefusalError) as refusal:
         local.run(settings(override), tmp_path / "run")
     assert refusal.value.clause == "P-2.6"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data=hospital"], "not known"),
+        (['sites=["site-a", "site-b"]'], "2 clients"),
+        (['sites=["site-a"]'], "1 clients"),
+        (["aggregation.weight-max=5"], "rows-per-weight"),
+        (['sites=["site-x"]'], "site-x"),
+    ],
+)
+def test_what_cannot_succeed_is_refused_before_anything_is_written(
+    settings: Callable[..., Settings], tmp_path: Path, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(MisuseError, match=says):
+        local.run(settings(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_among_other_files(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(MisuseError, match="not empty"):
+        local.run(settings(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_resumed_run_keeps_its_settings(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        local.run(settings(), tmp_path / "run", observer=Interrupter(3))
+    with pytest.raises(MisuseError, match="other settings"):
+        local.run(settings("seed=1"), tmp_path / "run", resume=True)
 
 
 def test_an_existing_run_is_not_overwritten(settings: Callable[..., Settings], tmp_path: Path) -> None:

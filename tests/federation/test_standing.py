@@ -40,6 +40,11 @@ def test_weights_are_rows_in_the_agreed_unit() -> None:
         weight_of(5000, AggregationTable())
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e12])
+def test_a_loss_beyond_the_bound_counts_as_the_bound(loss: float) -> None:
+    assert counters(1, Evaluation(0, 4, loss))["loss-milli"] == 1 << 30
+
+
 def test_counters_add_up_to_an_evaluation() -> None:
     parts = [counters(3, Evaluation(2, 8, 4.0004)), counters(5, Evaluation(4, 4, 1.5))]
     sums = {name: sum(part[name] for part in parts) for name in parts[0]}
