@@ -58,7 +58,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except MisuseError as error:
+    except (MisuseError, OSError) as error:  # a file that cannot be written, a full disk
         _fail(error, USAGE)
     except PolicyRefusalError as error:
         _fail(error, REFUSED_BY_POLICY)

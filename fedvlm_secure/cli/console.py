@@ -102,7 +102,7 @@ def watch() -> Iterator[PlainObserver]:
             observer = PlainObserver()
             yield observer
     except KeyboardInterrupt:
-        if observer.resumable is not None:
+        if observer.resumable is not None and (observer.resumable / "settings.toml").exists():
             print(f"stopped; continue with: fedvlm-secure run --resume {observer.resumable}", file=sys.stderr)
         raise
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fedvlm_secure import models
 from fedvlm_secure.adapters import attach, load_peft
@@ -25,7 +25,7 @@ def ask(run: Path, site: str, image: Path, question: str) -> str:
     saved = load_peft(folder.site(site).path / "adapter")
     try:
         picture = Image.open(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises
         raise MisuseError(f"{image} is not a picture that can be read: {error}") from None
     loaded = models.load(settings.model, settings.device, settings.dtype)
     adapter = attach(loaded.model, saved.settings)

@@ -118,9 +118,13 @@ class RunDirectory:
     def finished_files(self) -> Iterator[Path]:
         """Every file that the manifest covers, sorted."""
         for path in sorted(self.path.rglob("*")):
-            private = "state" in path.relative_to(self.path).parts
-            if path.is_file() and not private and path.suffix != ".part" and path.name != MANIFEST:
+            if path.is_file() and not self._is_private(path) and path.suffix != ".part" and path.name != MANIFEST:
                 yield path
+
+    def _is_private(self, path: Path) -> bool:
+        """Whether the path lies in a party's state; a hospital may itself be called ``state``."""
+        of_the_server, *rest = path.relative_to(self.path).parts
+        return (rest[:1] if of_the_server == "coordinator" else rest[1:2]) == ["state"]
 
     def sign_manifest(self, identity: Identity) -> None:
         """Hash every finished file and sign the list."""
@@ -142,6 +146,8 @@ class RunDirectory:
             verify(signer, "manifest", _canonical(files), bytes.fromhex(manifest["signature"]))
         except (KeyError, TypeError, ValueError, SignatureError) as error:
             raise MisuseError(f"{self.path / MANIFEST} is damaged: {error}") from None
+        if not isinstance(files, dict):
+            raise MisuseError(f"{self.path / MANIFEST} is damaged: it lists no files")
         present = {path.relative_to(self.path).as_posix(): path for path in self.finished_files()}
         if odd := sorted(present.keys() ^ files.keys()):
             raise MisuseError(f"{self.path}: {odd[0]} was added or removed after the manifest was signed")

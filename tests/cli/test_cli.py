@@ -105,6 +105,21 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(model_folder: Path, data_folder
     assert "round 1:" not in done.stderr
 
 
+def test_diverged_training_and_an_impossible_folder_are_one_line(
+    model_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'model = "{model_folder}"\ndata = "{data_folder}"\nrounds = 1\nthreads = 1\n')
+    wild = ["--set", "training.learning-rate=1e30", "--set", "training.max-grad-norm=1e30"]
+    diverged = call("run", settings, *wild, "--out", tmp_path / "a")
+    assert (diverged.returncode, diverged.stdout) == (2, "")
+    assert "training.learning-rate" in diverged.stderr.splitlines()[-1]
+    assert "Traceback" not in diverged.stderr
+    blocked = call("run", settings, "--out", settings / "below")
+    assert blocked.returncode == 2
+    assert "Traceback" not in blocked.stderr
+
+
 def test_policy_and_abort_have_exit_codes_of_their_own(model_folder: Path, data_folder: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text(

@@ -53,6 +53,13 @@ def test_the_manifest_covers_results_and_no_secret(tmp_path: Path) -> None:
     assert sorted(files) == ["settings.toml", "sites/a/metrics.jsonl"]
 
 
+def test_a_hospital_called_state_is_in_the_manifest_and_its_state_is_not(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.site("state").metrics.record(("round",), round=1)
+    run.site("state").identity()
+    assert [path.parent.name for path in run.finished_files()] == [tmp_path.name, "a", "state"]
+
+
 @pytest.mark.parametrize("change", ["edit", "add", "remove", "forge"])
 def test_a_changed_run_is_noticed(tmp_path: Path, change: str) -> None:
     run = a_run(tmp_path)
