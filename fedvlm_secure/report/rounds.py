@@ -49,7 +49,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class PhaseCost:
-    """What one phase cost over the run; ``_each`` is the average a hospital and attempt. Bytes, and seconds in all."""
+    """What one phase cost over the run, in bytes, and seconds in all.
+
+    ``_each`` is the average a hospital and finished attempt: of an aborted one nobody recorded who was asked.
+    """
 
     phase: str
     down: float
@@ -80,16 +83,18 @@ def phases(history: Sequence[Attempt]) -> list[str]:
 def costs(history: Sequence[Attempt]) -> list[PhaseCost]:
     """What each phase cost, then all of them together."""
     counted = [attempt for attempt in history if attempt.down or attempt.up or attempt.seconds]
-    clients = sum(attempt.clients for attempt in counted)
+    known = [attempt for attempt in counted if attempt.clients]
+    clients = sum(attempt.clients for attempt in known)
 
     def cost(title: str, included: Sequence[str]) -> PhaseCost:
-        def total(part: Callable[[Attempt], dict[str, float]]) -> float:
-            return sum(part(attempt).get(phase, 0.0) for attempt in counted for phase in included)
+        def total(part: Callable[[Attempt], dict[str, float]], among: Sequence[Attempt] = counted) -> float:
+            return sum(part(attempt).get(phase, 0.0) for attempt in among for phase in included)
 
-        down, up = total(lambda attempt: attempt.down), total(lambda attempt: attempt.up)
+        down, up = total(_down), total(_up)
         timed = any(phase in attempt.seconds for attempt in counted for phase in included)
         spent = total(lambda attempt: attempt.seconds) if timed else None
-        return PhaseCost(title, down, up, down / clients if clients else None, up / clients if clients else None, spent)
+        down_each, up_each = (total(part, known) / clients if clients else None for part in (_down, _up))
+        return PhaseCost(title, down, up, down_each, up_each, spent)
 
     found = phases(counted)
     return [cost(phase, [phase]) for phase in found] + ([cost("all phases", found)] if found else [])
@@ -109,6 +114,14 @@ def bytes_per_parameter(run: RunRecord, history: Sequence[Attempt]) -> float | N
     sent = sum(attempt.up.get(phase, 0.0) for attempt in training for phase in UPLOADS)
     uploads = sum(len(attempt.survivors) for attempt in training)
     return sent / uploads / parameters if parameters and sent else None
+
+
+def _down(attempt: Attempt) -> dict[str, float]:
+    return attempt.down
+
+
+def _up(attempt: Attempt) -> dict[str, float]:
+    return attempt.up
 
 
 def _attempt(line: Line) -> Attempt:
