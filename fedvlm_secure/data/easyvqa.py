@@ -38,18 +38,19 @@ def _split_rows(shapes: Shapes, split: str, count: int) -> list[dict[str, Any]]:
     for number in range(count):
         kind = list(pool)[number % len(pool)]
         question, answer, image = pool[kind][rng.integers(len(pool[kind]))]
+        scene = shapes.scene(part, image)
         others = sorted({other for _, other, _ in pool[kind]} - {answer})
         rows.append(
             {
                 "ds_name": "easy-vqa",
-                "image": png(to_bytes(shapes.open(part, image))),
+                "image": png(to_bytes(scene.picture)),
                 "question": question,
                 "chosen": answer,
                 "rejected": str(rng.choice(others)),
                 "origin_dataset": "easy-vqa",
                 "origin_split": kind,
                 "idx": f"{split}-{number:04d}",
-                "image_path": f"easy-vqa/{part}/{image:04d}",
+                "image_path": scene.path,
             }
         )
     dealt = np.resize(SITES, count)

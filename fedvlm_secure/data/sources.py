@@ -210,16 +210,22 @@ class Shapes:
             if self.split_of(part, image) == split and shape in (None, name)
         ]
 
-    def open(self, part: str, image: int) -> np.ndarray:
-        """Return an easy-vqa image, float32 [64, 64, 3] in 0..1."""
+    @staticmethod
+    def path(part: str, image: int) -> str:
+        """Return what ``image_path`` says of an easy-vqa image."""
+        return f"easy-vqa/{part}/{image:04d}"
+
+    def scene(self, part: str, image: int) -> Scene:
+        """Return an easy-vqa image and the name of its shape, where a question tells."""
         with Image.open(self._folder / part / "images" / f"{image}.png") as opened:
-            return np.asarray(opened.convert("RGB"), np.float32) / 255
+            picture = np.asarray(opened.convert("RGB"), np.float32) / 255
+        return Scene(picture, self.path(part, image), self._shape[part].get(image, ""))
 
     def draw(self, split: str, rng: np.random.Generator, wanted: str | None = None) -> Scene:
         """Return a shape picture; ``wanted`` is circle, rectangle or triangle."""
         part = "test" if split == "test" else "train"
         image = int(rng.choice(self._of_shape(split, wanted)))
-        return Scene(self.open(part, image), f"easy-vqa/{part}/{image:04d}", self._shape[part][image])
+        return self.scene(part, image)
 
 
 @cache

@@ -7,11 +7,12 @@ the model can pronounce what hospitals will later teach it to mean.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from fedvlm_secure.data.looks import RING_COLOURS, SIZE, Look, Ring, luminance, random_ring, to_bytes
-from fedvlm_secure.data.sources import Scene, Shapes, source
+from fedvlm_secure.data.sources import PLANES, SHAPES, Scene, Shapes, source
 
 ANY_LOOK = Look(contrast=(0.7, 1.2), gain=(0.7, 1.1), noise=(0.0, 0.08))
 MODALITIES = {
@@ -37,105 +38,146 @@ WORDS = (
 _OPENINGS = ("which", "what", "where", "how", "is", "on", "at", "in", "was", "the", "this")
 
 
+# What the vision tower is asked directly, with so many classes each; see `Facts`.
+HEADS = {"modality": 5, "truth": 16, "color": 8, "ring": 2, "ring-color": 4, "row": GRID, "column": GRID, "inside": 8}
+UNKNOWN = -1
+_TRUTHS = (*PLANES, *(str(value) for value in range(10)), *SHAPES)
+_COLORS = ("red", "green", "blue", "yellow", "teal", "brown", "black", "gray")
+
+
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """One training example; the picture is uint8 [64, 64, 3]."""
+    """One training example.
+
+    Attributes:
+        picture: uint8 [64, 64, 3].
+        kind: what the question is about, for accuracy by kind.
+        facts: class per key of :data:`HEADS`, :data:`UNKNOWN` where there is none; int64 [8].
+    """
 
     picture: np.ndarray
     question: str
     answer: str
     kind: str
+    facts: np.ndarray
 
 
-def _scene(rng: np.random.Generator, split: str, *modalities: str) -> tuple[Scene, str]:
-    modality = str(rng.choice(modalities or tuple(MODALITIES)))
-    return source(modality).draw(split, rng), modality
+class Desk:
+    """One exercise in the making: picks a scene, lays a ring on it, keeps the facts."""
+
+    def __init__(self, rng: np.random.Generator, split: str) -> None:
+        self.rng, self.split = rng, split
+
+    def scene(self, *modalities: str) -> Scene:
+        """Pick a scene of one of the modalities (default: any)."""
+        self.modality = str(self.rng.choice(modalities or tuple(MODALITIES)))
+        return source(self.modality).draw(self.split, self.rng)
+
+    def distractor(self) -> Ring | None:
+        """Pick a ring that the question does not ask about, or none."""
+        return random_ring(self.rng) if self.rng.random() < 0.7 else None
+
+    def done(self, scene: Scene, ring: Ring | None, question: str, answer: str, kind: str) -> Exercise:
+        """Apply a random look, draw the ring, write the facts down."""
+        seen = ANY_LOOK.apply(scene.picture, self.rng)
+        facts = dict.fromkeys(HEADS, UNKNOWN)
+        facts["modality"] = list(MODALITIES).index(self.modality)
+        if scene.truth in _TRUTHS:
+            facts["truth"] = _TRUTHS.index(scene.truth)
+        if self.modality == "shapes":
+            facts["color"] = _colors().get(scene.path, UNKNOWN)
+        facts["ring"] = int(ring is not None)
+        if ring is not None:
+            facts["ring-color"] = list(RING_COLOURS).index(ring.colour)
+            facts["row"], facts["column"] = (int(place * GRID / SIZE) for place in (ring.row, ring.column))
+            rows, columns = (slice(int(place) - 2, int(place) + 4) for place in (ring.row, ring.column))
+            facts["inside"] = min(7, int(8 * luminance(seen[rows, columns]).mean()))
+        picture = to_bytes(ring.draw(seen) if ring else seen)
+        return Exercise(picture, question, answer, kind, np.array(list(facts.values())))
 
 
-def _finish(scene: Scene, ring: Ring | None, rng: np.random.Generator) -> np.ndarray:
-    seen = ANY_LOOK.apply(scene.picture, rng)
-    return to_bytes(ring.draw(seen) if ring else seen)
-
-
-def _distractor(rng: np.random.Generator) -> Ring | None:
-    return random_ring(rng) if rng.random() < 0.7 else None
-
-
-def _easy_vqa(rng: np.random.Generator, split: str) -> Exercise:
+@cache
+def _colors() -> dict[str, int]:
+    """The colour class of each easy-vqa picture, by path, from its own questions."""
     shapes = source("shapes")
     assert isinstance(shapes, Shapes)
-    part = "test" if split == "test" else "train"
+    return {
+        shapes.path(part, image): _COLORS.index(answer)
+        for part, rows in shapes.questions.items()
+        for _, answer, image in rows
+        if answer in _COLORS
+    }
+
+
+def _easy_vqa(desk: Desk) -> Exercise:
+    shapes = source("shapes")
+    assert isinstance(shapes, Shapes)
+    part = "test" if desk.split == "test" else "train"
     while True:
-        question, answer, image = shapes.questions[part][rng.integers(len(shapes.questions[part]))]
+        question, answer, image = shapes.questions[part][desk.rng.integers(len(shapes.questions[part]))]
         # Three quarters of easy-vqa's answers are yes or no; half of those are passed over.
-        if shapes.split_of(part, image) == split and (answer not in ("yes", "no") or rng.random() < 0.5):
+        if shapes.split_of(part, image) == desk.split and (answer not in ("yes", "no") or desk.rng.random() < 0.5):
             break
-    picture = _finish(Scene(shapes.open(part, image), ""), _distractor(rng), rng)
-    return Exercise(picture, question, answer, "yes-no" if answer in ("yes", "no") else "colour-shape")
+    desk.modality = "shapes"
+    kind = "yes-no" if answer in ("yes", "no") else "colour-shape"
+    return desk.done(shapes.scene(part, image), desk.distractor(), question, answer, kind)
 
 
-def _digit(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split, "digits")
-    return Exercise(_finish(scene, _distractor(rng), rng), "what digit is this?", scene.truth, "digit")
+def _digit(desk: Desk) -> Exercise:
+    scene = desk.scene("digits")
+    return desk.done(scene, desk.distractor(), "what digit is this?", scene.truth, "digit")
 
 
-def _modality(rng: np.random.Generator, split: str) -> Exercise:
-    scene, modality = _scene(rng, split)
-    picture = _finish(scene, _distractor(rng), rng)
-    return Exercise(picture, "what kind of picture is this?", MODALITIES[modality], "kind")
+def _modality(desk: Desk) -> Exercise:
+    scene = desk.scene()
+    return desk.done(scene, desk.distractor(), "what kind of picture is this?", MODALITIES[desk.modality], "kind")
 
 
-def _view(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split, "brain MRI")
-    picture = _finish(scene, _distractor(rng), rng)
-    return Exercise(picture, "from where is the brain seen?", VIEWS[scene.truth], "view")
+def _view(desk: Desk) -> Exercise:
+    scene = desk.scene("brain MRI")
+    return desk.done(scene, desk.distractor(), "from where is the brain seen?", VIEWS[scene.truth], "view")
 
 
-def _has_ring(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split)
-    ring = random_ring(rng) if rng.random() < 0.5 else None
-    return Exercise(_finish(scene, ring, rng), "is there a ring?", "yes" if ring else "no", "ring")
+def _has_ring(desk: Desk) -> Exercise:
+    ring = random_ring(desk.rng) if desk.rng.random() < 0.5 else None
+    return desk.done(desk.scene(), ring, "is there a ring?", "yes" if ring else "no", "ring")
 
 
-def _ring_colour(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split)
-    ring = random_ring(rng)
-    assert ring.colour in RING_COLOURS
-    return Exercise(_finish(scene, ring, rng), "what color is the ring?", ring.colour, "ring-colour")
+def _ring_colour(desk: Desk) -> Exercise:
+    ring = random_ring(desk.rng)
+    return desk.done(desk.scene(), ring, "what color is the ring?", ring.colour, "ring-colour")
 
 
-def _grid(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split)
-    ring = random_ring(rng)
-    word, place = ("row", ring.row) if rng.random() < 0.5 else ("column", ring.column)
+def _grid(desk: Desk) -> Exercise:
+    ring = random_ring(desk.rng)
+    word, place = ("row", ring.row) if desk.rng.random() < 0.5 else ("column", ring.column)
     number = int(place * GRID / SIZE) + 1
-    return Exercise(_finish(scene, ring, rng), f"in which {word} is the ring?", str(number), "ring-place")
+    return desk.done(desk.scene(), ring, f"in which {word} is the ring?", str(number), "ring-place")
 
 
-def _on_ink(rng: np.random.Generator, split: str) -> Exercise:
-    scene, modality = _scene(rng, split, "digits", "shapes")
-    if modality == "digits":
+def _on_ink(desk: Desk) -> Exercise:
+    scene = desk.scene("digits", "shapes")
+    if desk.modality == "digits":
         ink, word = luminance(scene.picture) > 0.4, "digit"
     else:
         ink, word = np.abs(scene.picture - scene.picture[0, 0]).sum(axis=2) > 0.15, "shape"
-    wanted = rng.random() < 0.5
+    wanted = desk.rng.random() < 0.5
     inside = np.zeros_like(ink)
     inside[7:-8, 7:-8] = True
     spots = np.argwhere((ink == wanted) & inside)
     if not len(spots):
-        return _on_ink(rng, split)
-    row, column = spots[rng.integers(len(spots))]
-    picture = _finish(scene, random_ring(rng, float(column), float(row)), rng)
-    return Exercise(picture, f"is the ring on the {word}?", "yes" if wanted else "no", "ring-on")
+        return _on_ink(desk)
+    row, column = spots[desk.rng.integers(len(spots))]
+    ring = random_ring(desk.rng, float(column), float(row))
+    return desk.done(scene, ring, f"is the ring on the {word}?", "yes" if wanted else "no", "ring-on")
 
 
-def _repeat(rng: np.random.Generator, split: str) -> Exercise:
-    scene, _ = _scene(rng, split)
-    word = str(rng.choice(WORDS))
-    return Exercise(_finish(scene, _distractor(rng), rng), f"say {word}", word, "repeat")
+def _repeat(desk: Desk) -> Exercise:
+    word = str(desk.rng.choice(WORDS))
+    return desk.done(desk.scene(), desk.distractor(), f"say {word}", word, "repeat")
 
 
-_MIX: tuple[tuple[Callable[[np.random.Generator, str], Exercise], float], ...] = (
+_MIX: tuple[tuple[Callable[[Desk], Exercise], float], ...] = (
     (_easy_vqa, 0.24),
     (_digit, 0.12),
     (_modality, 0.04),
@@ -151,7 +193,7 @@ _MIX: tuple[tuple[Callable[[np.random.Generator, str], Exercise], float], ...] =
 def exercise(rng: np.random.Generator, split: str = "train") -> Exercise:
     """Return one exercise from the pictures of a split."""
     makers, shares = zip(*_MIX, strict=True)
-    return makers[int(rng.choice(len(makers), p=shares))](rng, split)
+    return makers[int(rng.choice(len(makers), p=shares))](Desk(rng, split))
 
 
 def texts() -> list[str]:

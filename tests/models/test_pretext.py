@@ -25,8 +25,8 @@ def test_exercises_draw_from_their_split_only(split, monkeypatch):
 
 def test_easy_vqa_exercises_use_training_pictures(monkeypatch):
     opened = []
-    original = sources.Shapes.open
-    monkeypatch.setattr(sources.Shapes, "open", lambda self, *key: opened.append(key) or original(self, *key))
+    original = sources.Shapes.scene
+    monkeypatch.setattr(sources.Shapes, "scene", lambda self, *key: opened.append(key) or original(self, *key))
     rng = np.random.default_rng(4)
     for _ in range(300):
         exercise(rng)
