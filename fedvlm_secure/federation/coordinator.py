@@ -93,7 +93,7 @@ class Coordinator:
         """Record a failed attempt and open the next.
 
         Raises:
-            RoundAbortedError: ``reason``, after the last attempt that the settings allow.
+            RoundAbortedError: ``reason``, after the last attempt that the settings allow; a resumed run makes one more.
         """
         self._archive(session)
         self._folder.metrics.record(
@@ -105,9 +105,10 @@ class Coordinator:
             bytes=session.transcript.bytes_per_phase(),
             seconds=_rounded(seconds),
         )
-        if self.attempt >= self._settings.aggregation.attempts:
-            raise reason
+        last = self.attempt >= self._settings.aggregation.attempts
         self._advance(self.round, self.attempt + 1)
+        if last:
+            raise reason
 
     def finish(self, agreed: Agreed, seconds: float, versions: dict[str, str]) -> dict[str, Any]:
         """Sum the run up from what the server itself has seen."""

@@ -236,6 +236,10 @@ def test_the_last_allowed_attempt_ends_the_run(
         local.run(settings("aggregation.attempts=2"), tmp_path / "run")
     lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
     assert [line["attempt"] for line in lines] == [1, 2]
+    monkeypatch.undo()
+    local.resume(tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert [(line["round"], line["attempt"]) for line in lines] == [(1, 1), (1, 2), (1, 3), (2, 1), (3, 1)]
 
 
 @pytest.mark.parametrize(
