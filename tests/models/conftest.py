@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedvlm_secure import models
+from fedvlm_secure import data, models
 from fedvlm_secure.models.architecture import Tower, new_model, new_processor, new_tokenizer
 
 
@@ -21,3 +21,13 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def embedded():
     return models.load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def hospitals():
+    return data.load("hospitals")
+
+
+@pytest.fixture(scope="session")
+def easy_vqa():
+    return data.load("easy-vqa")
