@@ -33,9 +33,14 @@ class ProtocolError(Exception):
         self.detail = detail
         super().__init__(clause, party, phase, detail, round)
 
+    @property
+    def where(self) -> str:
+        """Round, attempt and phase, in words."""
+        place = "before any round" if self.round is None else f"round {self.round[0]}, attempt {self.round[1]}"
+        return f"{place}, phase {self.phase}"
+
     def __str__(self) -> str:
-        where = "before any round" if self.round is None else f"round {self.round[0]}, attempt {self.round[1]}"
-        return f"{where}, phase {self.phase}: {self.party} violates {self.clause}: {self.detail}"
+        return f"{self.where}: {self.party} violates {self.clause}: {self.detail}"
 
 
 class PolicyRefusalError(ProtocolError):
@@ -44,6 +49,9 @@ class PolicyRefusalError(ProtocolError):
 
 class RoundAbortedError(ProtocolError):
     """Too few parties remain for the round to end safely. No input has been revealed; a new attempt may start."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: ended by {self.clause}: {self.detail}"
 
 
 def one_line(error: BaseException) -> str:

@@ -22,7 +22,6 @@ app = typer.Typer(
     help="Fine-tune one vision-language model across hospitals; the server sees masked sums only.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

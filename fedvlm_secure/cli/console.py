@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedvlm_secure.engines.local import RunResult
 from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.errors import RoundAbortedError
 from fedvlm_secure.report import SiteRow, beats_both
 
 
@@ -101,7 +102,7 @@ def watch() -> Iterator[PlainObserver]:
         else:
             observer = PlainObserver()
             yield observer
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RoundAbortedError):
         if observer.resumable is not None and (observer.resumable / "settings.toml").exists():
             print(f"stopped; continue with: fedvlm-secure run --resume {observer.resumable}", file=sys.stderr)
         raise

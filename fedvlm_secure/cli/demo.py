@@ -16,16 +16,18 @@ def demo(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Federate the embedded model across eight simulated hospitals and print a table per hospital."""
-    from fedvlm_secure.cli import console
-    from fedvlm_secure.engines.local import run
+    """Federate eight simulated hospitals, end to end."""
     from fedvlm_secure.federation.settings import Settings
 
+    overrides = [[*(settings or []), *([f"seed={seed}"] if seeds > 1 else [])] for seed in range(seeds)]
+    runs = [Settings.from_tables({}, override) for override in overrides]
+
+    from fedvlm_secure.cli import console
+    from fedvlm_secure.engines.local import run
+
     results: list[RunResult] = []
-    for seed in range(seeds):
-        override = [*(settings or []), *([f"seed={seed}"] if seeds > 1 else [])]
-        chosen = Settings.from_tables({}, override)
-        folder = _free(Path("runs")) if out is None else out if seeds == 1 else out / f"seed-{seed}"
+    for chosen in runs:
+        folder = _free(Path("runs"), chosen.name) if out is None else out if seeds == 1 else out / f"seed-{chosen.seed}"
         with console.watch() as observer:
             observer.resumable = folder
             results.append(run(chosen, folder, observer=observer))
@@ -37,10 +39,10 @@ def demo(
         console.print_table(results)
 
 
-def _free(parent: Path) -> Path:
-    """The first of demo, demo-2, … that does not exist: an earlier demo's results stay."""
-    folder, number = parent / "demo", 1
+def _free(parent: Path, name: str) -> Path:
+    """The first of NAME, NAME-2, … that does not exist: an earlier demo's results stay."""
+    folder, number = parent / name, 1
     while folder.exists():
         number += 1
-        folder = parent / f"demo-{number}"
+        folder = parent / f"{name}-{number}"
     return folder

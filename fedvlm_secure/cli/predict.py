@@ -14,7 +14,7 @@ def predict(
     question: Annotated[str, typer.Option(help="What to ask about the picture.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Ask one hospital's trained model about a picture. Not for diagnosis."""
+    """Ask a hospital's trained model about a picture."""
     from fedvlm_secure.federation.ask import ask
 
     answer = ask(run, site, image, question)

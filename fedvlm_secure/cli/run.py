@@ -10,28 +10,30 @@ from fedvlm_secure.errors import MisuseError
 
 
 def run(
-    settings: Annotated[Path | None, typer.Argument(help="TOML settings; every key is optional.")] = None,
+    settings: Annotated[Path | None, typer.Argument(help="Settings in TOML; every key is optional.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/NAME if not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Run a federation in this process, from the first round to the report."""
+    """Run a federation from a settings file, or resume one."""
     if (settings is None) == (resume is None):
         raise MisuseError("name either a settings file, or a run directory to continue with --resume DIR")
     if resume is not None and (override or out):
         raise MisuseError("a resumed run keeps its settings and its directory; leave out --set and --out")
 
-    from fedvlm_secure.cli import console
-    from fedvlm_secure.engines import local
+    # Settings first: a mistake in them is answered before the heavy packages load.
     from fedvlm_secure.federation.settings import Settings
 
+    chosen = None if settings is None else Settings.from_toml(settings, override or [])
+
+    from fedvlm_secure.cli import console
+    from fedvlm_secure.engines import local
+
     with console.watch() as observer:
-        if settings is not None:
-            chosen = Settings.from_toml(settings, override or [])
-            folder = Path("runs") / chosen.name if out is None else out
-            observer.resumable = folder
-            result = local.run(chosen, folder, observer=observer)
+        if chosen is not None:
+            observer.resumable = Path("runs") / chosen.name if out is None else out
+            result = local.run(chosen, observer.resumable, observer=observer)
         else:
             assert resume is not None
             observer.resumable = resume

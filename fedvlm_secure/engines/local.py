@@ -19,7 +19,7 @@ from datasets import Dataset
 from fedvlm_secure import data, models
 from fedvlm_secure.adapters import Adapter, AdapterSettings, SharedLayout, attach
 from fedvlm_secure.engines.observer import Observer
-from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
 from fedvlm_secure.federation.participant import Participant, Rows
 from fedvlm_secure.federation.rounds import check_settings
@@ -33,6 +33,7 @@ from fedvlm_secure.secagg.roster import Member
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
+from fedvlm_secure.secagg.transcript import Transcript
 from fedvlm_secure.training import Split, precompute_image_features
 
 _PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
@@ -66,24 +67,24 @@ def run(
         MisuseError: wrong settings, or on resuming other ones than the run's; a directory that holds something else;
             missing packages for the data set.
         PolicyRefusalError: a hospital's floors are above what the settings propose.
-        RoundAbortedError: a round failed as often as the settings allow.
+        ProtocolError: a round failed as often as the settings allow.
     """
     folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
     _check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
     torch.set_num_threads(settings.threads)
-    started = time.monotonic()
     try:
-        federation = _assemble(folder, settings, observer or Observer())
-        while federation.coordinator.round <= settings.rounds:
-            federation.round(TRAINING)
-        while federation.coordinator.round == settings.rounds + 1:
-            federation.round(EVALUATION)
-        summary = federation.finish(time.monotonic() - started)
+        with folder.locked():
+            federation = _assemble(folder, settings, observer or Observer())
+            while federation.coordinator.round <= settings.rounds:
+                federation.round(TRAINING)
+            while federation.coordinator.round == settings.rounds + 1:
+                federation.round(EVALUATION)
+            summary = federation.finish()
+            write_report(folder.path)
+            folder.sign_manifest(federation.coordinator.identity)
     except WireError as error:
         raise MisuseError(f"{folder.path}: a saved session is damaged: {error}") from None
-    write_report(folder.path)
-    folder.sign_manifest(federation.coordinator.identity)
     return RunResult(folder.path, summary, table(folder.path))
 
 
@@ -125,7 +126,9 @@ class _Federation:
         server = _Watched(session, coordinator.persist, observer, seconds)
         try:
             total = run_round(server, clients, self._alive(coordinator.place, server.phases))
-        except RoundAbortedError as reason:
+        except PolicyRefusalError:
+            raise  # another attempt would be refused alike
+        except ProtocolError as reason:
             observer.round_aborts(round_index, attempt, one_line(reason))
             coordinator.abort(session, reason, seconds)
             return
@@ -133,14 +136,14 @@ class _Federation:
         accuracy = self._adopt(round_index, shared) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
 
-    def finish(self, seconds: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Everybody exports what it has, and the coordinator sums up."""
         rounds = self.settings.rounds
         layout = self._layout(rounds)
         shared = self.coordinator.shared(layout)
         for participant in self.participants.values():
             participant.finish(rounds, shared, self.model_name)
-        return self.coordinator.finish(self._agreed(layout), seconds, _versions())
+        return self.coordinator.finish(layout.size, _versions())
 
     def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray) -> None:
         round_index = place[0]
@@ -205,7 +208,7 @@ class _Watched:
         return self._session.done
 
     @property
-    def transcript(self) -> Any:
+    def transcript(self) -> Transcript:
         return self._session.transcript
 
     def end_phase(self) -> None:
@@ -245,7 +248,7 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
     participants = {}
     for name, splits in sites.items():
         observer.loading(f"site {name}")
-        rows = _rows(name, splits, loaded, adapter)
+        rows = _rows(splits, loaded, adapter, _description(name, settings.data))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     members = tuple(Member(name, participant.identity.public) for name, participant in participants.items())
@@ -270,7 +273,7 @@ def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
     return chosen
 
 
-def _rows(name: str, splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter) -> Rows:
+def _rows(splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter, description: str) -> Rows:
     encoded: dict[str, Split] = {
         split: precompute_image_features(adapter.peft_model, data.encode(rows, loaded.processor))
         for split, rows in splits.items()
@@ -280,10 +283,13 @@ def _rows(name: str, splits: Mapping[str, Dataset], loaded: models.LoadedModel, 
         validation=encoded["validation"],
         test=encoded["test"],
         question_only=data.question_only_baseline(splits["train"], splits["test"]),
-        description=next(
-            (f"{site.modality}; {', '.join(site.conventions)}" for site in data.SITES if site.name == name), ""
-        ),
+        description=description,
     )
+
+
+def _description(name: str, data_set: str) -> str:
+    known = data.SITES if data_set == "hospitals" else ()
+    return next((f"{site.modality}; {', '.join(site.conventions)}" for site in known if site.name == name), "")
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.codec import Decoded
-from fedvlm_secure.errors import MisuseError, RoundAbortedError, one_line
+from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.rounds import evaluation_of, model_hash, proposal
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
@@ -89,11 +89,11 @@ class Coordinator:
         self._advance(self.round + 1, 1)
         return shared
 
-    def abort(self, session: ServerSessionBase, reason: RoundAbortedError, seconds: dict[str, float]) -> None:
+    def abort(self, session: ServerSessionBase, reason: ProtocolError, seconds: dict[str, float]) -> None:
         """Record a failed attempt and open the next.
 
         Raises:
-            RoundAbortedError: ``reason``, after the last attempt that the settings allow; a resumed run makes one more.
+            ProtocolError: ``reason``, after the last attempt that the settings allow; a resumed run makes one more.
         """
         self._archive(session)
         self._folder.metrics.record(
@@ -110,28 +110,29 @@ class Coordinator:
         if last:
             raise reason
 
-    def finish(self, agreed: Agreed, seconds: float, versions: dict[str, str]) -> dict[str, Any]:
-        """Sum the run up from what the server itself has seen."""
+    def finish(self, shared_parameters: int, versions: dict[str, str]) -> dict[str, Any]:
+        """Sum the run up from what the server itself has seen; ``seconds`` is training and protocol, all attempts."""
         lines = self._folder.metrics.lines()
         done = [line for line in lines if line["kind"] != "aborted"]
-        example = self._plan(agreed, np.zeros(agreed.layout.size, np.float32), TRAINING)
+        session = lookup(self._settings.aggregation.protocol).server
+        plan = session.from_bytes(self._session_path.read_bytes(), self.identity).plan
         summary = {
             "name": self._settings.name,
             "run": self._run.hex(),
             "spec": SPEC_VERSION,
-            "protocol": example.protocol,
-            "threat-model": example.threat_model,
-            "max-corrupt": example.max_corrupt,
-            "threshold": example.threshold,
-            "min-survivors": example.min_survivors,
-            "cohort": list(example.cohort),
+            "protocol": plan.protocol,
+            "threat-model": plan.threat_model,
+            "max-corrupt": plan.max_corrupt,
+            "threshold": plan.threshold,
+            "min-survivors": plan.min_survivors,
+            "cohort": list(plan.cohort),
             "rounds": self._settings.rounds,
             "strategy": self._settings.adapter.strategy,
-            "shared-parameters": agreed.layout.size,
-            "ring-bits": example.ring_bits,
+            "shared-parameters": shared_parameters,
+            "ring-bits": plan.ring_bits,
             "insecure": list(self._settings.insecure),
             "test-accuracy": done[-1]["accuracy"],
-            "seconds": round(seconds, 1),
+            "seconds": round(sum(line.get("training-seconds", 0) + sum(line["seconds"].values()) for line in lines), 1),
             "bytes": sum(sum(phase.values()) for line in lines for phase in line["bytes"].values()),
             "versions": versions,
         }

@@ -4,10 +4,13 @@ Each Participant writes its own folder, the Coordinator's holds sums only. A ``s
 work; it is private to its owner and not part of the manifest.
 """
 
+import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,9 @@ class Metrics:
     def record(self, key: tuple[str, ...], **values: Any) -> None:
         """Append a line, or replace the one whose values under ``key`` are equal."""
         lines = [line for line in self.lines() if any(line.get(name) != values[name] for name in key)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, values])
+        # JSON has no NaN and no infinity: a loss that is neither number is null.
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in [*lines, finite])
         write(self.path, text.encode())
 
     def lines(self) -> list[dict[str, Any]]:
@@ -114,6 +119,22 @@ class RunDirectory:
     def site(self, name: str) -> Folder:
         """One hospital's folder."""
         return Folder(self.path / "sites" / name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process away from this run meanwhile; raises :class:`MisuseError` if one is at it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MisuseError(f"another process is working on {self.path}; wait for it, or end it") from None
+            yield
+        finally:
+            with suppress(OSError):  # leave nothing behind where nothing was written
+                self.path.rmdir()
+            os.close(descriptor)
 
     def finished_files(self) -> Iterator[Path]:
         """Every file that the manifest covers, sorted."""

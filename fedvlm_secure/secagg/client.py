@@ -63,7 +63,7 @@ class Closed:
     """A rule was broken under the server's signature; nothing further is answered.
 
     That holds for what another client did as well: the server passed it on, the two may be one, and a second try with
-    other words would be an experiment on this client. The next attempt leaves the culprit out.
+    other words would be an experiment on this client. Whom a next attempt leaves out is the coordinator's decision.
     """
 
     reason: str

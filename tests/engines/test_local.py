@@ -1,6 +1,5 @@
 """Whole runs of the local engine on a random tiny model: results, interruption at any point, dropouts, refusals."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
+from fedvlm_secure.encoding.codec import Codec, Encoded, Update
+from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError
@@ -71,16 +72,32 @@ def test_a_site_is_told_when_the_clip_norm_is_too_small(settings: Callable[..., 
     assert all(line["clipped"] and line["saturated"] == 0 for line in told)
 
 
-def test_nothing_of_one_site_is_in_the_coordinators_folder(settings: Callable[..., Settings], tmp_path: Path) -> None:
-    local.run(settings(), tmp_path / "run")
-    updates = {
-        json.dumps(line["update-norm"])
-        for s in "abcd"
-        for line in RunDirectory(tmp_path / "run").site(f"site-{s}").metrics.lines()
-        if line["stage"] == "training"
-    }
-    for path in (tmp_path / "run/coordinator").rglob("*.json*"):
-        assert not any(norm in path.read_text() for norm in updates)
+def test_nothing_of_one_site_is_in_the_coordinators_folder(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an update as it is nor as encoded integers, in any file, state and transcripts included."""
+    traces: list[bytes] = []
+    encode = Codec.encode
+
+    def watched(codec: Codec, update: Update) -> Encoded:
+        encoded = encode(codec, update)
+        if len(update.values):
+            ring = Ring(codec.layout.ring_bits(4))
+            traces.append(update.values[-8:].tobytes())
+            traces.append(ring.pack(ring.from_signed(encoded.integers[:8])))
+        return encoded
+
+    monkeypatch.setattr(Codec, "encode", watched)
+    with pytest.raises(StoppedError):  # at the end of masked-input: the sum is there, and the sites' updates still are
+        local.run(settings(), tmp_path / "pairwise", observer=Interrupter(15))
+    assert len(traces) == 2 * 4
+
+    def found(folder: Path) -> int:
+        everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        return sum(trace in everything for trace in traces)
+
+    assert found(tmp_path / "pairwise/coordinator") == 0
+    assert found(tmp_path / "pairwise/sites") > 0, "the search itself finds nothing"
 
 
 def test_pairwise_and_plain_agree_exactly(settings: Callable[..., Settings], tmp_path: Path) -> None:

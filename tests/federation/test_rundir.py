@@ -77,3 +77,17 @@ def test_a_changed_run_is_noticed(tmp_path: Path, change: str) -> None:
             (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(MisuseError):
         run.verify_manifest()
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with run.locked(), pytest.raises(MisuseError, match="another process"), run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
+    metrics = RunDirectory(tmp_path).coordinator.metrics
+    metrics.record(("round",), round=1, loss=float("nan"))
+    assert metrics.lines() == [{"round": 1, "loss": None}]
