@@ -42,6 +42,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "headline": _headline(run),
         "accuracy_panels": _accuracy_panels(run.sites),
         "loss_panels": _loss_panels(run.sites),
+        "encoding": _encoding(run.sites),
         "attempts": history,
         "participants": rounds.participants(run, history),
         "phases": rounds.phases(history),
@@ -117,6 +118,19 @@ def _accuracy_panels(sites: Sequence[SiteRecord]) -> list[tuple[str, Markup]]:
         for place, curve in enumerate(curves)
         if curve.points
     ]
+
+
+def _encoding(sites: Sequence[SiteRecord]) -> str:
+    """Whether the clip norm and the range of the encoding were wide enough for the updates; empty if unknown."""
+    lines = [line for site in sites for line in site.stage("encoding")]
+    if not lines:
+        return ""
+    clipped = sum(line.get("clipped") is True for line in lines)
+    saturated = sum(number(line.get("saturated")) or 0 for line in lines)
+    return (
+        f"Of {len(lines)} encoded updates {clipped} were longer than the clip norm and scaled down to it; "
+        f"{saturated:.0f} coordinates lay beyond the encoding's range."
+    )
 
 
 def _loss_panels(sites: Sequence[SiteRecord]) -> list[tuple[str, Markup]]:

@@ -89,8 +89,9 @@ class SyntheticRun:
         for number in range(1, self._done + 1):
             reached = base + (final - base) * (1 - math.exp(-3 * number / self.rounds))
             loss = 2.2 * math.exp(-2 * number / self.rounds) + 0.05 * place
-            trained = {"steps": 15, "mean-loss": loss, "last-loss": loss, "update-norm": 0.7, "clipped": False}
-            lines.append({"round": number, "stage": "training", "seconds": 2.5, "saturated": 0} | trained)
+            trained = {"steps": 15, "mean-loss": loss, "last-loss": loss, "update-norm": 0.7}
+            lines.append({"round": number, "stage": "training", "seconds": 2.5} | trained)
+            lines.append({"round": number, "stage": "encoding", "saturated": 2, "clipped": number == 1})
             lines.append({"round": number, "stage": "adopted", "split": "validation", "accuracy": reached} | scores)
         if self.finished:
             lines.append({"round": self._done, "stage": "final", "split": "test", "accuracy": final} | scores)

@@ -234,3 +234,9 @@ def test_damage_names_the_file(tmp_path, path, content):
         report.write(run)
     assert str(run / path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_clipping_and_saturation_are_told(tmp_path: Path) -> None:
+    page = report.write(SyntheticRun(sites=("a", "b"), rounds=3).write(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "Of 6 encoded updates 2 were longer than the clip norm" in page
+    assert "12 coordinates lay beyond" in page
