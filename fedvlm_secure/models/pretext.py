@@ -67,6 +67,7 @@ class Desk:
 
     def __init__(self, rng: np.random.Generator, split: str) -> None:
         self.rng, self.split = rng, split
+        self.modality = ""
 
     def scene(self, *modalities: str) -> Scene:
         """Pick a scene of one of the modalities (default: any)."""

@@ -231,6 +231,9 @@ def save(trainer: Trainer, processor: Any, folder: Path) -> None:
         if name.startswith("model.")
     }
     trainer.model.save_pretrained(folder, state_dict=half, safe_serialization=True)
+    # It wrote down the dtype it trained in, not the one of these weights.
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"bfloat16"', '"float16"'))
     processor.save_pretrained(folder)
 
 
