@@ -38,7 +38,7 @@ class TrainingTable(_Table):
 
     steps: Count = 15
     batch_size: Count = 32
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     b_learning_rate_factor: Positive = 1.0
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
