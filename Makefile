@@ -5,9 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_TIER ?= not slow
 
-.PHONY: demo compare-seeds test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvlm-secure demo
