@@ -49,8 +49,6 @@ def main() -> None:
     """The entry point: run a command, and turn errors into one line on stderr and an exit code."""
     # Loading bars and deprecations of the packages below say nothing that a user of this program could act on.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Torch's threads would otherwise spin while they wait for each other, which is slow where cores are busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         code = app(standalone_mode=False)
