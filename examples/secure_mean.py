@@ -1,6 +1,6 @@
 """A weighted mean of vectors that nobody shows to anybody: no model, no torch.
 
-    python examples/secure_mean.py
+python examples/secure_mean.py
 """
 
 import numpy as np
