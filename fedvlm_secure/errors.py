@@ -5,8 +5,6 @@ one sentence that says what to change. A peer's fault is a :class:`ProtocolError
 the violated clause of ``protocols/``.
 """
 
-from typing import Any
-
 
 class MisuseError(Exception):
     """The caller's mistake: a setting, an argument or a call out of order. The text says what to change."""
@@ -57,8 +55,3 @@ class RoundAbortedError(ProtocolError):
 def one_line(error: BaseException) -> str:
     """The error's text on one line, for a terminal or a log."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def unexpected(name: str, value: Any, expected: str) -> MisuseError:
-    """The usual form of a :class:`MisuseError` about one argument."""
-    return MisuseError(f"{name} is {value!r}; it must be {expected}")

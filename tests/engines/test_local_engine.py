@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
-from fedvlm_secure.encoding.codec import Codec, Encoded, Update
+from fedvlm_secure.encoding.codec import Codec, Decoded, Encoded, GarbageSumError, Update
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
@@ -241,6 +242,32 @@ def test_only_the_answered_train_anew(
     run = RunDirectory(tmp_path / "run")
     tries = {s: Pending.load(run.site(f"site-{s}").state / "pending.safetensors").tries for s in "abcd"}
     assert tries == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+def test_a_garbage_sum_ends_the_attempt_and_not_the_run(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every site has answered `unmask` by then, so the second attempt sums updates that were trained anew."""
+    decode, fingerprints, encode = Codec.decode, [], Codec.encode
+
+    def garbage_once(codec: Codec, total: np.ndarray) -> Decoded:
+        monkeypatch.setattr(Codec, "decode", decode)
+        raise GarbageSumError("made up")
+
+    def watched(codec: Codec, update: Update) -> Encoded:
+        fingerprints.append(update.values.tobytes())
+        return encode(codec, update)
+
+    monkeypatch.setattr(Codec, "decode", garbage_once)
+    monkeypatch.setattr(Codec, "encode", watched)
+    local.run(settings(), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines[:2]] == [
+        ("aborted", 1, 1),
+        ("training", 1, 2),
+    ]
+    assert "P-8.1" in lines[0]["reason"]
+    assert not set(fingerprints[:4]) & set(fingerprints[4:8])
 
 
 def test_the_last_allowed_attempt_ends_the_run(
