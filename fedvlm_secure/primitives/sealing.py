@@ -5,6 +5,7 @@ ML-KEM. Authentication is not HPKE's here: every box travels in a signed envelop
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -24,7 +25,9 @@ from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.wire import encode
 
 _MLKEM_PUBLIC, _X25519_PUBLIC, _MLKEM_SEED = 1184, 32, 64
+_MLKEM_CIPHERTEXT, _TAG = 1088, 16
 PUBLIC_BYTES = _MLKEM_PUBLIC + _X25519_PUBLIC
+OVERHEAD_BYTES = _MLKEM_CIPHERTEXT + _X25519_PUBLIC + _TAG  # what a box is longer than its plaintext
 
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
@@ -33,25 +36,26 @@ class SealError(ValueError):
     """A public key is malformed, or a box does not open with this key and context."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SealingKey:
     """A key pair that is a function of a 32-byte seed: whoever recovers the seed recovers the key, and no other."""
 
     seed: Secret
 
-    @property
+    @cached_property
     def public(self) -> bytes:
         """ML-KEM-768 encapsulation key (1,184 bytes) then X25519 public key (32 bytes)."""
-        mlkem, x25519 = self._halves()
+        mlkem, x25519 = self._halves
         return mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
 
     def open(self, box: bytes, purpose: str, *context: Context) -> Secret:
         """The plaintext of ``box``; raises :class:`SealError` if it was sealed otherwise than for this context."""
         try:
-            return Secret(_SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves()), _info(purpose, context)))
+            return Secret(_SUITE.decrypt(box, MLKEM768X25519PrivateKey(*self._halves), _info(purpose, context)))
         except (InvalidTag, ValueError):
             raise SealError(f"a sealed box for {purpose} does not open") from None
 
+    @cached_property
     def _halves(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
         expanded = derive(self.seed, "sealing-key", length=_MLKEM_SEED + 32).reveal()
         return (
