@@ -29,7 +29,7 @@ from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.report import SiteRow, table
 from fedvlm_secure.report import write as write_report
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import Member
+from fedvlm_secure.secagg.roster import member
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
@@ -251,7 +251,7 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
         rows = _rows(splits, loaded, adapter, _description(name, settings.data))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
-    members = tuple(Member(name, participant.identity.public) for name, participant in participants.items())
+    members = tuple(member(name, participant.identity) for name, participant in participants.items())
     coordinator = Coordinator(folder.coordinator, settings, members)
     coordinator.begin(layout, layout.flatten(adapter.initial_state()))
     return _Federation(settings, coordinator, participants, adapter, loaded.digest, loaded.name, observer)

@@ -15,7 +15,7 @@ from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy, check_plan
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.roster import simulated
 from fedvlm_secure.secagg.session import Memory
 from fedvlm_secure.training import Evaluation
 
@@ -81,7 +81,8 @@ def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> No
         MisuseError: a name that cannot be a member's, a weight above the bound, too few hospitals.
         PolicyRefusalError: the plans would be below the hospitals' floors.
     """
-    roster = Roster(1, bytes(32), tuple(Member(name, bytes(32)) for name in sorted(rows)))
+    identities = {name: Identity.generate() for name in sorted(rows)}
+    roster = simulated(Identity.generate(), identities)
     for count in rows.values():
         weight_of(count, settings.aggregation)
     cohort, model = tuple(sorted(rows)), bytes(32)
@@ -94,7 +95,7 @@ def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> No
         roster=roster.hash,
         model=model,
     )
-    party = Party(cohort[0], Identity.generate(), roster, policy_of(settings.policy), model)
+    party = Party(cohort[0], identities[cohort[0]], roster, policy_of(settings.policy), model)
     check_plan(plan, party, Memory(), lookup(plan.protocol).phases[0])
 
 

@@ -6,6 +6,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.kdf import derive
+from fedvlm_secure.primitives.sealing import SealingKey
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.wire import encode
 
@@ -18,7 +20,7 @@ class SignatureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A party's long-term signing key, as its 32-byte Ed25519 seed."""
+    """A party's long-term keys, all of them functions of one 32-byte secret: the Ed25519 seed."""
 
     seed: Secret
 
@@ -29,8 +31,13 @@ class Identity:
 
     @property
     def public(self) -> bytes:
-        """The 32-byte public key."""
+        """The 32-byte public signing key."""
         return Ed25519PrivateKey.from_private_bytes(self.seed.reveal()).public_key().public_bytes_raw()
+
+    @property
+    def sealing(self) -> SealingKey:
+        """The key pair to which others seal what only this party may read, whatever the round."""
+        return SealingKey(derive(self.seed, "member-sealing"))
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """The 64-byte signature over (version, purpose, message)."""

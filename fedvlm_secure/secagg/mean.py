@@ -17,7 +17,7 @@ from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.plan import RUN_BYTES, propose
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.roster import simulated
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import ClientId, ClientSession, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
@@ -77,7 +77,7 @@ def secure_mean(
     names = [f"client-{index:04d}" for index in range(len(arrays))]
     silent = {names[index]: phase for index, phase in _dropouts(dropouts or {}, len(arrays), entry.phases).items()}
     identities, server_identity = {name: Identity.generate() for name in names}, Identity.generate()
-    roster = Roster(1, server_identity.public, tuple(Member(name, identities[name].public) for name in names))
+    roster = simulated(server_identity, identities)
     plan = propose(
         run=entropy.random_bytes(RUN_BYTES),
         round=1,

@@ -12,7 +12,6 @@ from fedvlm_secure.secagg.envelope import join, seal
 from fedvlm_secure.secagg.pairwise import messages as m
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Policy
-from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, Memory
 
 VICTIM = "c01"
@@ -22,7 +21,7 @@ NARROW = VectorLayout(PLAN.layout.update, (Counter("weight", 1 << 30),), 12, 1 <
 
 
 def wider_roster() -> bytes:
-    return Roster(2, FEDERATION.roster.server, FEDERATION.roster.members).hash
+    return replace(FEDERATION.roster, version=2).hash
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fedvlm_secure.secagg.pairwise.messages import PHASES
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 from fedvlm_secure.secagg.plan import Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy
-from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.roster import CONSORTIUM, LATEST, Roster, member
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import SERVER, Memory, RingSum
 
@@ -51,8 +51,8 @@ class Federation:
 
     @cached_property
     def roster(self) -> Roster:
-        members = (*self.names, "stranger")
-        return Roster(1, identity(SERVER).public, tuple(Member(name, identity(name).public) for name in members))
+        members = tuple(member(name, identity(name)) for name in (*self.names, "stranger"))
+        return Roster(identity(CONSORTIUM).public, 1, LATEST, identity(SERVER).public, members)
 
     @cached_property
     def plan(self) -> Plan:
