@@ -52,6 +52,13 @@ class RoundAbortedError(ProtocolError):
         return f"{self.where}: ended by {self.clause}: {self.detail}"
 
 
+class VerificationError(ProtocolError):
+    """Something signed that outlives a session, such as a roster, is not genuine, not the expected one, or expired."""
+
+    def __str__(self) -> str:
+        return f"refused by {self.clause}: {self.detail}"
+
+
 def one_line(error: BaseException) -> str:
     """The error's text on one line, for a terminal or a log."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,11 @@ from fedvlm_secure.primitives.wire import encode
 
 SIGNATURE_BYTES = 64
 
+# Where y of a curve point stands in its encoding, the field's prime, and y of the points whose order divides 8.
+_Y_BITS, _PRIME = 255, 2**255 - 19
+_Y_OF_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_Y_OF_LOW_ORDER = {0, 1, _PRIME - 1, _Y_OF_ORDER_8, _PRIME - _Y_OF_ORDER_8}
+
 
 class SignatureError(ValueError):
     """The signature is not the named key's signature of this message for this purpose."""
@@ -50,6 +55,12 @@ def verify(public: bytes, purpose: str, message: bytes, signature: bytes) -> Non
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _signed(purpose, message))
     except (InvalidSignature, ValueError):
         raise SignatureError(f"not a valid signature for {purpose}") from None
+
+
+def check_public(public: bytes) -> None:
+    """Raise :class:`SignatureError` if ``public`` is of low order: anyone can sign under such a key, often 32 zeros."""
+    if int.from_bytes(public, "little") % 2**_Y_BITS % _PRIME in _Y_OF_LOW_ORDER:
+        raise SignatureError("a key of low order, under which anyone can sign")
 
 
 def _signed(purpose: str, message: bytes) -> bytes:

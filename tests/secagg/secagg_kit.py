@@ -20,7 +20,7 @@ from fedvlm_secure.secagg.pairwise.messages import PHASES
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 from fedvlm_secure.secagg.plan import Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy
-from fedvlm_secure.secagg.roster import CONSORTIUM, LATEST, Roster, member
+from fedvlm_secure.secagg.roster import CONSORTIUM, NEVER, Roster, member
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import SERVER, Memory, RingSum
 
@@ -52,7 +52,7 @@ class Federation:
     @cached_property
     def roster(self) -> Roster:
         members = tuple(member(name, identity(name)) for name in (*self.names, "stranger"))
-        return Roster(identity(CONSORTIUM).public, 1, LATEST, identity(SERVER).public, members)
+        return Roster(identity(CONSORTIUM).public, 1, NEVER, identity(SERVER).public, members)
 
     @cached_property
     def plan(self) -> Plan:
