@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.federation import keyfile
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 
 PRIVATE, PUBLIC = 0o600, 0o644
@@ -93,11 +93,9 @@ class Folder:
         return Metrics(self.path / "metrics.jsonl")
 
     def identity(self) -> Identity:
-        """The party's signing key, made at first use."""
+        """The party's keys, made at first use."""
         path = self.state / "identity.key"
-        if not path.exists():
-            write(path, Identity.generate().seed.reveal(), PRIVATE)
-        return Identity(Secret(path.read_bytes()))
+        return keyfile.load(path) if path.exists() else keyfile.create(path)
 
 
 @dataclass(frozen=True, slots=True)
