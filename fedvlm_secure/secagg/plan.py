@@ -12,6 +12,7 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import Digest, pack
+from fedvlm_secure.secagg.graph import neighbours, sparse
 from fedvlm_secure.secagg.session import ClientId
 
 HONEST_BUT_CURIOUS = "honest-but-curious"
@@ -20,17 +21,37 @@ THREAT_MODELS = (HONEST_BUT_CURIOUS, MALICIOUS_SERVER)
 RUN_BYTES = 16
 LARGEST_COHORT = 4096
 
+# Up to here the complete graph costs a client no more than half a second; and in small cohorts the k-regular one saves
+# little (see benchmarks/cohorts.py).
+SPARSE_ABOVE = 100
+
 
 def majority(clients: int, max_corrupt: int) -> int:
     """The least number above (n + c)/2: two such sets of clients share an honest one that did not equivocate."""
     return (clients + max_corrupt) // 2 + 1
 
 
-def least_threshold(threat_model: str, clients: int, max_corrupt: int) -> int:
-    """The smallest safe number of shares that recovers a secret, on the complete graph."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a cohort is wired: each client's number of neighbours, and the thresholds that are safe there."""
+
+    degree: int
+    least_threshold: int
+    most_threshold: int
+
+
+def shape(threat_model: str, clients: int, max_corrupt: int, min_survivors: int) -> Shape:
+    """The one graph that a cohort may have.
+
+    Against a malicious server it is complete, whatever the size: a graph that the server can grind is no graph.
+    Otherwise, above :data:`SPARSE_ABOVE` clients, it is SecAgg+'s for up to n - min_survivors dropouts, if any is.
+    """
     if threat_model == MALICIOUS_SERVER:
-        return majority(clients, max_corrupt)
-    return max(2, max_corrupt + 1)
+        return Shape(clients - 1, majority(clients, max_corrupt), min_survivors)
+    found = sparse(clients, max_corrupt, clients - min_survivors) if clients > SPARSE_ABOVE else None
+    if found is None:
+        return Shape(clients - 1, max(2, max_corrupt + 1), min_survivors)
+    return Shape(found.degree, found.threshold, found.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +62,7 @@ class Plan:
         run: 16 random bytes that name the run.
         round, attempt: counted from 1; a new attempt at a round has fresh keys.
         max_corrupt: c, how many clients may collude with the server.
+        degree: k, with how many neighbours each client shares masks and seeds; n - 1 is the complete graph.
         threshold: t, how many shares recover a secret.
         min_survivors: fewest clients in a sum; at least t and c + 2.
         clip: the clip norm, a big-endian IEEE 754 double.
@@ -55,6 +77,7 @@ class Plan:
     threat_model: str
     max_corrupt: int
     cohort: tuple[ClientId, ...]
+    degree: int
     threshold: int
     min_survivors: int
     layout: VectorLayout
@@ -90,9 +113,30 @@ class Plan:
         clip_norm: float = struct.unpack(">d", self.clip)[0]
         return Codec(self.layout, clip_norm, digest("rotation", self.model, self.round), self.rounding)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every two clients are neighbours."""
+        return self.degree == len(self.cohort) - 1
+
+    def neighbours(self, client: ClientId) -> tuple[ClientId, ...]:
+        """The clients that ``client`` shares masks and seeds with, sorted."""
+        if self.complete:
+            return tuple(name for name in self.cohort if name != client)
+        return neighbours(self.cohort, self.degree, self.hash)[client]
+
     def point(self, client: ClientId) -> int:
         """The client's point in Shamir's sharing: its place in the cohort, from 1."""
         return self.cohort.index(client) + 1
+
+
+def default_survivors(threat_model: str, clients: int, max_corrupt: int, threshold: int | None) -> int:
+    """``min_survivors`` where nobody has chosen it: as few as the thresholds allow, nine in ten in large cohorts."""
+    if threshold is None:
+        threshold = shape(threat_model, clients, max_corrupt, clients).least_threshold
+    least = max(threshold, max_corrupt + 2)
+    if threat_model != MALICIOUS_SERVER and clients > SPARSE_ABOVE:
+        return max(clients - clients // 10, least)
+    return least
 
 
 def propose(
@@ -126,14 +170,16 @@ def propose(
         raise MisuseError(f"clip_norm is {clip_norm}; it must be a positive finite number")
     if rounding not in ROUNDINGS:
         raise MisuseError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
-    least = least_threshold(threat_model, clients, max_corrupt)
-    threshold = least if threshold is None else threshold
     if min_survivors is None:
-        min_survivors = max(threshold, max_corrupt + 2)
-    if not least <= threshold <= min_survivors <= clients or min_survivors < max_corrupt + 2:
+        min_survivors = default_survivors(threat_model, clients, max_corrupt, threshold)
+    wiring = shape(threat_model, clients, max_corrupt, min_survivors)
+    least, most = wiring.least_threshold, wiring.most_threshold
+    threshold = least if threshold is None else threshold
+    if not least <= threshold <= most <= clients or not max(threshold, max_corrupt + 2) <= min_survivors <= clients:
         raise MisuseError(
             f"{clients} clients of which {max_corrupt} may collude cannot aggregate under {threat_model!r} with "
-            f"threshold {threshold} and min_survivors {min_survivors}: needed are threshold >= {least}, "
+            f"threshold {threshold} and min_survivors {min_survivors}: needed are threshold >= {least}"
+            f"{'' if wiring.degree == clients - 1 else f' and no more, for {wiring.degree} neighbours'}, "
             f"min_survivors >= {max(threshold, max_corrupt + 2)} and as many clients; add clients or lower max_corrupt"
         )
     return Plan(
@@ -144,6 +190,7 @@ def propose(
         threat_model=threat_model,
         max_corrupt=max_corrupt,
         cohort=tuple(sorted(cohort)),
+        degree=wiring.degree,
         threshold=threshold,
         min_survivors=min_survivors,
         layout=layout,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, least_threshold
+from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, shape
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, Memory
 
@@ -63,7 +63,7 @@ def check_plan(plan: Plan, party: Party, memory: Memory, phase: str) -> None:
             "the cohort must be sorted members of the roster, and hold us",
         ),
         ("P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"),
-        ("P-2.4", _thresholds_are_sound(plan), "threshold or min_survivors are below what n and c ask for"),
+        ("P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"),
         ("P-2.5", _ring_fits(plan), f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort"),
         ("P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"),
     ):
@@ -79,11 +79,11 @@ def _cohort_is_sound(plan: Plan, roster: Roster, me: ClientId) -> bool:
 
 
 def _thresholds_are_sound(plan: Plan) -> bool:
-    if plan.threat_model not in THREAT_MODELS:
-        return False
     clients, corrupt = len(plan.cohort), plan.max_corrupt
-    least = least_threshold(plan.threat_model, clients, corrupt)
-    return least <= plan.threshold <= plan.min_survivors <= clients and plan.min_survivors >= corrupt + 2
+    if plan.threat_model not in THREAT_MODELS or not max(plan.threshold, corrupt + 2) <= plan.min_survivors <= clients:
+        return False
+    wiring = shape(plan.threat_model, clients, corrupt, plan.min_survivors)
+    return plan.degree == wiring.degree and wiring.least_threshold <= plan.threshold <= wiring.most_threshold
 
 
 def _ring_fits(plan: Plan) -> bool:

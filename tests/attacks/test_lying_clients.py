@@ -7,11 +7,14 @@ import pytest
 from secagg_kit import Federation, Table, identity, refused
 
 from fedvlm_secure.errors import ProtocolError
+from fedvlm_secure.primitives.merkle import MerkleTree
 from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.primitives.shamir import split as split_shares
 from fedvlm_secure.secagg.envelope import Envelope, join, seal, split
+from fedvlm_secure.secagg.pairwise import client as client_module
 from fedvlm_secure.secagg.pairwise import messages as m
-from fedvlm_secure.secagg.server import THE_COHORT, Upload
+from fedvlm_secure.secagg.server import Upload
 from fedvlm_secure.secagg.session import SERVER
 
 LIAR = "c00"  # the first in the order of names, hence in every sorted set of holders
@@ -42,60 +45,84 @@ def test_a_key_that_nothing_can_be_sealed_to_is_not_passed_on(field):
     assert LIAR not in table.finish_rightly().survivors
 
 
+def dealt(table: Table) -> tuple[m.ParcelList, list[bytes]]:
+    """The liar's true list and its parcels, for c01 to c05."""
+    frames = split(table.clients[LIAR].reply(table.request(LIAR)))
+    return unpack(m.ParcelList, unpack(Envelope, frames[0]).body), [bytes(frame) for frame in frames[1:]]
+
+
 @pytest.mark.parametrize(
     ("change", "clause"),
     [
-        (lambda p: {}, "P-4.3"),
-        (lambda p: {name: box for name, box in p.items() if name != "c03"}, "P-4.3"),
-        (lambda p: p | {LIAR: p["c03"]}, "P-4.3"),
-        (lambda p: p | {"c03": p["c04"]}, "P-1.5"),
-        (lambda p: p | {"c03": p["c03"][:-1]}, "P-1.1"),
-        (lambda p: p | {"c03": p["c03"][:-1] + bytes([p["c03"][-1] ^ 1])}, "P-1.2"),
+        (lambda p: [], "P-4.3"),
+        (lambda p: p[1:], "P-4.3"),
+        (lambda p: [*p, p[0]], "P-4.3"),
+        (lambda p: [p[1], p[0], *p[2:]], "P-4.2"),
+        (lambda p: [p[0][:-1], *p[1:]], "P-4.2"),
+        (lambda p: [p[0][:-1] + bytes([p[0][-1] ^ 1]), *p[1:]], "P-4.2"),
     ],
 )
-def test_parcels_that_cannot_be_passed_on(change, clause):
+def test_parcels_that_are_not_those_signed(change, clause):
+    """Whether the sender or somebody on the way did it, no signature tells."""
     table = at(m.SHARES)
-    parcels = truth(table, m.Parcels).parcels
+    listed, parcels = dealt(table)
     before = table.server.to_bytes()
-    message = says(table, m.SHARES, m.Parcels(change(parcels)))
-    error = refused(lambda: table.server.receive(LIAR, message), clause, LIAR)
-    assert error.phase == m.SHARES
+    message = says(table, m.SHARES, listed, tuple(change(parcels)))
+    assert refused(lambda: table.server.receive(LIAR, message), clause, "network").phase == m.SHARES
+    assert table.server.to_bytes() == before
+    assert table.finish_rightly().dropped == ()
+
+
+def test_parcels_that_cannot_be_passed_on():
+    table = at(m.SHARES)
+    listed, parcels = dealt(table)
+    before = table.server.to_bytes()
+    other_root = says(table, m.SHARES, replace(listed, key_root=bytes(32)), tuple(parcels))
+    refused(lambda: table.server.receive(LIAR, other_root), "P-4.4", LIAR)
+    for change in (lambda parcel: parcel[:-1], lambda parcel: parcel + b"x", lambda parcel: b""):
+        changed = [change(parcels[0]), *parcels[1:]]
+        message = says(table, m.SHARES, replace(listed, parcels=MerkleTree(changed).root), tuple(changed))
+        refused(lambda message=message: table.server.receive(LIAR, message), "P-4.2", LIAR)
     assert table.server.to_bytes() == before
     assert table.finish_rightly().dropped == ()
 
 
 @pytest.mark.parametrize("liars", [1, 2])
-def test_wrong_shares_do_not_end_the_round(liars):
-    """Seven honest holders of eight or nine, four or five needed: the sum is found around the wrong shares."""
-    federation = Federation(clients=7 + liars, max_corrupt=liars)
+@pytest.mark.parametrize("which", ["self_mask", "mask_seed"])
+def test_wrong_shares_name_their_holder_and_do_not_end_the_round(liars, which):
+    """However many of them lie, the sum is found while t of the others answer."""
+    federation = Federation(clients=9, max_corrupt=1)
     table = federation.table().play_until(m.UNMASK, {federation.names[-1]: m.MASKED_INPUT})
     for name, request in table.server.requests():
         reply = table.clients[name].reply(request)
         if name in federation.names[:liars]:
             revealed = unpack(m.Revealed, unpack(Envelope, split(reply)[0]).body)
-            wrong = m.Revealed(
-                {peer: Secret(bytes(33)) for peer in revealed.self_mask},
-                {peer: Secret(b"\xff" * 33) for peer in revealed.mask_seed},
-            )
-            reply = join([seal(identity(name), m.UNMASK, federation.plan.hash, name, SERVER, wrong)])
-        table.server.receive(name, reply)
+            victim = next(peer for peer in getattr(revealed, which) if peer != name)
+            wrong = replace(revealed, **{which: getattr(revealed, which) | {victim: Secret(bytes(33))}})
+            lie = join([seal(identity(name), m.UNMASK, federation.plan.hash, name, SERVER, wrong)])
+            before = table.server.to_bytes()
+            refused(lambda name=name, lie=lie: table.server.receive(name, lie), "P-7.7", name)
+            assert table.server.to_bytes() == before
+        else:
+            table.server.receive(name, reply)
     table.server.end_phase()
     total = table.server.aggregate()
     np.testing.assert_array_equal(total.total, federation.expected(total.survivors))
-    assert len(total.survivors) == 6 + liars
+    assert len(total.survivors) == 8
 
 
-def test_too_many_wrong_shares_blame_no_honest_dealer():
-    table = at(m.UNMASK)
-    for name, request in table.server.requests():
-        reply = table.clients[name].reply(request)
-        if name in ("c00", "c01", "c02"):
-            revealed = unpack(m.Revealed, unpack(Envelope, split(reply)[0]).body)
-            wrong = m.Revealed({peer: Secret(bytes(33)) for peer in revealed.self_mask}, {})
-            reply = join([seal(identity(name), m.UNMASK, table.federation.plan.hash, name, SERVER, wrong)])
-        table.server.receive(name, reply)
-    table.server.end_phase()
-    refused(table.server.aggregate, "P-7.7", THE_COHORT)
+@pytest.mark.parametrize("silent", [{}, {LIAR: m.MASKED_INPUT}])
+def test_a_dealer_of_shares_that_do_not_belong_together_is_named(silent, monkeypatch):
+    """Its commitments fit the shares, the shares do not fit the seed: whichever seed is recovered names it."""
+    table = at(m.SHARES)
+    monkeypatch.setattr(
+        client_module, "split", lambda secret, threshold, points: split_shares(Secret(bytes(32)), threshold, points)
+    )
+    wrong = table.clients[LIAR].reply(table.request(LIAR))
+    monkeypatch.undo()
+    table.server.receive(LIAR, wrong)
+    table.play_until("done", silent)
+    refused(table.server.aggregate, "P-7.7", LIAR)
 
 
 @pytest.mark.parametrize(

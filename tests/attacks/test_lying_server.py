@@ -7,12 +7,13 @@ import pytest
 from secagg_kit import Federation, Table, identity, refused
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.primitives.merkle import MerkleTree
 from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.secagg.envelope import Envelope, join, seal, split
 from fedvlm_secure.secagg.pairwise import messages as m
-from fedvlm_secure.secagg.pairwise.client import CONSENT_PURPOSE
 from fedvlm_secure.secagg.pairwise.masks import Bound
+from fedvlm_secure.secagg.pairwise.rules import CONSENT_PURPOSE
 from fedvlm_secure.secagg.session import SERVER
 
 VICTIM = "c01"
@@ -152,28 +153,30 @@ def forged_keys(table: Table, name: str, signer: str) -> bytes:
 )
 def test_substituted_keys_and_sybils(substitute, clause):
     table = at(m.SHARES)
-    lie(table, m.SHARES, m.KeyList(substitute(table, keys_of(table))), clause)
+    lie(table, m.SHARES, m.KeyList(substitute(table, keys_of(table)), {}), clause)
 
 
 def test_keys_of_an_older_attempt():
     table, twin = at(m.SHARES), Federation(clients=CLIENTS)
     twin.plan = replace(twin.plan, attempt=1)
     older = keys_of(twin.table().play_until(m.SHARES))
-    lie(table, m.SHARES, m.KeyList(keys_of(table) | {"c03": older["c03"]}), "P-1.3")
+    lie(table, m.SHARES, m.KeyList(keys_of(table) | {"c03": older["c03"]}, {}), "P-1.3")
 
 
 def test_two_key_lists():
-    """Each client of a half is shown the other half without one member: their parcels do not fit together."""
+    """One client is shown the list without one member: its parcels fit nobody else's list."""
     table = at(m.SHARES)
     fewer = {name: envelope for name, envelope in keys_of(table).items() if name != "c05"}
-    odd = table.clients["c04"].reply(table.federation.says(m.SHARES, "c04", m.KeyList(fewer)))
-    refused(lambda: table.server.receive("c04", odd), "P-4.3", "c04")  # an honest server notices
-    sent = {"c04": body(odd, m.Parcels).parcels[VICTIM]}
+    odd = table.clients["c04"].reply(table.federation.says(m.SHARES, "c04", m.KeyList(fewer, {})))
+    refused(lambda: table.server.receive("c04", odd), "P-4.4", "c04")  # an honest server notices
+    frames = [bytes(frame) for frame in split(odd)]
     for name in ("c00", "c01", "c02", "c03", "c05"):
         table.server.receive(name, table.clients[name].reply(table.request(name)))
     table.server.end_phase()
-    truth = body(table.request(VICTIM), m.Parcels).parcels
-    lie(table, m.MASKED_INPUT, m.Parcels(truth | sent), "P-4.4")
+    truth = body(table.request(VICTIM), m.Deliveries).parcels
+    tree = MerkleTree(frames[1:])
+    sent = {"c04": m.Delivery(frames[0], frames[2], tree.path(1))}
+    lie(table, m.MASKED_INPUT, m.Deliveries(truth | sent), "P-4.4")
 
 
 @pytest.mark.parametrize(
@@ -184,23 +187,34 @@ def test_two_key_lists():
         (lambda t, p: p | {VICTIM: p["c02"]}, "P-4.3", SERVER),
         (lambda t, p: p | {"stranger": p["c02"]}, "P-4.3", SERVER),
         (lambda t, p: p | {"c03": p["c02"]}, "P-1.5", SERVER),
+        (lambda t, p: p | {"c03": replace(p["c03"], parcel=p["c02"].parcel)}, "P-1.2", SERVER),
+        (lambda t, p: p | {"c03": replace(p["c03"], path=p["c03"].path[:-1])}, "P-1.2", SERVER),
+        (lambda t, p: p | {"c03": replace(p["c03"], path=())}, "P-1.2", SERVER),
         (lambda t, p: p | {"c03": own_parcel(t, "c03", SERVER)}, "P-1.2", SERVER),  # the server's own parcel
         (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03")}, "P-4.2", "c03"),  # a colluder's garbage
-        (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03", pair=b"x")}, "P-4.2", "c03"),
-        (lambda t, p: p | {"c00": own_parcel(t, "c00", "c00")}, "P-4.2", "c00"),  # c00 must send a pair seed
+        (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03", shares=bytes(66))}, "P-4.2", "c03"),  # not as committed
+        (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03", cut=1)}, "P-4.2", "c03"),
+        (lambda t, p: p | {"c00": own_parcel(t, "c00", "c00", shares=bytes(66))}, "P-4.2", "c00"),  # no pair seed opens
     ],
 )
 def test_parcels_of_the_server_or_of_a_colluder(change, clause, party):
     table = at(m.MASKED_INPUT)
-    truth = body(table.request(VICTIM), m.Parcels).parcels
-    lie(table, m.MASKED_INPUT, m.Parcels(change(table, truth)), clause, party)
+    truth = body(table.request(VICTIM), m.Deliveries).parcels
+    lie(table, m.MASKED_INPUT, m.Deliveries(change(table, truth)), clause, party)
 
 
-def own_parcel(table: Table, sender: str, signer: str, pair: bytes | None = None) -> bytes:
+def own_parcel(table: Table, sender: str, signer: str, shares: bytes = bytes(65), cut: int = 0) -> m.Delivery:
+    """A parcel for the victim in a list of its own, with a garbage pair box where one belongs."""
     bound, root = Bound(table.federation.plan.hash), table.server._key_root
     public = table.server._published(VICTIM).share_key
-    box = bound.seal_shares(Secret(b"no shares"), public, root, sender, VICTIM)
-    return seal(identity(signer), m.PARCEL, table.federation.plan.hash, sender, VICTIM, m.Parcel(root, box, pair))
+    box = bound.seal_shares(Secret(shares), public, root, sender, VICTIM).ljust(m.SHARES_BOX_BYTES, b"x")
+    pair = bytes(m.PAIR_BOX_BYTES) if sender < VICTIM else None
+    parcel = m.Parcel(bytes(32), bytes(32), box, pair).to_bytes()
+    parcel = parcel[: len(parcel) - cut]
+    recipients = [name for name in table.federation.names if name != sender]
+    tree = MerkleTree([parcel if name == VICTIM else b"" for name in recipients])
+    listed = seal(identity(signer), m.SHARES, table.federation.plan.hash, sender, SERVER, m.ParcelList(root, tree.root))
+    return m.Delivery(listed, parcel, tree.path(recipients.index(VICTIM)))
 
 
 def test_late_upload_after_the_survivor_list():

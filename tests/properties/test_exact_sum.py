@@ -7,7 +7,7 @@ from secagg_kit import PHASES, Federation, play
 
 from fedvlm_secure.encoding.codec import Codec
 from fedvlm_secure.errors import MisuseError, RoundAbortedError
-from fedvlm_secure.secagg.pairwise.client import quorum
+from fedvlm_secure.secagg.pairwise.rules import quorum
 
 
 @st.composite

@@ -58,7 +58,7 @@ def test_truncated(table, side):
     lengths = {0, 1, 3, 4, 5, 50, len(message) // 2, len(message) - 64, len(message) - 1}
     cut_frames = [join(split(message)[:-1])] if len(split(message)) > 1 else []
     bad = [message[:length] for length in lengths] + [message + b"\0", message + bytes(4), *cut_frames]
-    refuse_all(table, side, bad, {"P-1.1", "P-5.3"})
+    refuse_all(table, side, bad, {"P-1.1", "P-4.3", "P-5.3"})
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
@@ -66,7 +66,7 @@ def test_bit_flipped(table, side):
     message = genuine(table, side)
     places = {*range(0, len(message), max(1, len(message) // 120)), 0, 3, 4, 5, len(message) - 1}
     bad = [message[:i] + bytes([message[i] ^ (1 << i % 8)]) + message[i + 1 :] for i in sorted(places)]
-    refuse_all(table, side, bad, {"P-1.1", "P-1.2", "P-1.5", "P-5.3"})
+    refuse_all(table, side, bad, {"P-1.1", "P-1.2", "P-1.5", "P-4.2", "P-5.3"})
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

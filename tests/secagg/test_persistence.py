@@ -72,7 +72,7 @@ def test_a_closed_session_stays_closed():
     federation = Federation()
     table = federation.table().play_until("shares")
     client = table.clients["c01"]
-    refused(lambda: client.reply(federation.says("shares", "c01", KeyList({}))), "P-3.3", SERVER)
+    refused(lambda: client.reply(federation.says("shares", "c01", KeyList({}, {}))), "P-3.3", SERVER)
     for session in (client, reborn(federation, client)):
         with pytest.raises(MisuseError):
             session.reply(table.request("c01"))

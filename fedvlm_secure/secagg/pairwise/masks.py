@@ -6,7 +6,7 @@ client's pairs (P-4.1). The share key comes from a seed of its own that is never
 ``mask_seed``, recovering a dropped client would open the shares everyone sealed to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedvlm_secure.encoding.ring import Words
@@ -70,21 +70,33 @@ class Bound:
         return key.open(box, "pair-seed", self.plan, root, earlier, later)
 
     def seal_shares(self, shares: Secret, public: bytes, root: bytes, sender: ClientId, recipient: ClientId) -> bytes:
-        """A packed pair of shares sealed to ``recipient``'s share key."""
+        """Two shares, one after the other, sealed to ``recipient``'s share key."""
         return seal(public, shares, "shares", self.plan, root, sender, recipient)
 
     def open_shares(self, box: bytes, key: SealingKey, root: bytes, sender: ClientId, recipient: ClientId) -> Secret:
         """The inverse of :meth:`seal_shares`; raises :class:`~fedvlm_secure.primitives.sealing.SealError`."""
         return key.open(box, "shares", self.plan, root, sender, recipient)
 
-    def key_root(self, keys: dict[str, bytes]) -> bytes:
-        """The digest of the whole list of signed key messages, in the order of names."""
+    def share_check(self, share: Secret, seed: str, dealer: ClientId, holder: ClientId) -> bytes:
+        """Binds dealer and holder to one share of the dealer's ``seed`` (``"self-mask"`` or ``"mask-seed"``).
+
+        Hiding, since below the threshold a share has the 256 bits of the seed.
+        """
+        return digest("share-check", self.plan, seed, dealer, holder, share.reveal())
+
+    def key_root(self, keys: Mapping[str, bytes]) -> bytes:
+        """The digest of the whole list of key messages' digests, in the order of names."""
         names = sorted(keys)
-        return digest("key-root", self.plan, names, [digest("key-message", keys[name]) for name in names])
+        return digest("key-root", self.plan, names, [keys[name] for name in names])
 
     def consent(self, root: bytes, survivors: Iterable[ClientId]) -> bytes:
         """What a survivor signs before anyone unmasks."""
         return digest("consent", self.plan, root, list(survivors))
+
+
+def key_digest(envelope: bytes) -> bytes:
+    """What stands for a client's signed key message in the key root."""
+    return digest("key-message", envelope)
 
 
 def apply_masks(words: Words, masks: Iterable[Mask]) -> None:

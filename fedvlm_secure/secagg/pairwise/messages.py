@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fedvlm_secure.primitives.schema import Digest
-from fedvlm_secure.primitives.sealing import PUBLIC_BYTES
-from fedvlm_secure.primitives.secret import Secret
+from fedvlm_secure.primitives.sealing import OVERHEAD_BYTES, PUBLIC_BYTES
+from fedvlm_secure.primitives.secret import SECRET_BYTES, Secret
+from fedvlm_secure.primitives.shamir import SHARE_BYTES
 from fedvlm_secure.primitives.signing import SIGNATURE_BYTES
+from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.secagg.session import ClientId
 
 KEYS = "keys"
@@ -20,8 +22,12 @@ CONSISTENCY = "consistency"
 UNMASK = "unmask"
 PHASES = (KEYS, SHARES, MASKED_INPUT, CONSISTENCY, UNMASK)
 
-# The phase that a parcel's own envelope names: it is made in `shares` and read in `masked-input`.
-PARCEL = "parcel"
+# The two seeds that a client shares, as commitments to their shares name them.
+SELF_MASK = "self-mask"
+MASK_SEED = "mask-seed"
+
+SHARES_BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES
+PAIR_BOX_BYTES = SECRET_BYTES + OVERHEAD_BYTES
 
 SealingPublic = Annotated[bytes, PUBLIC_BYTES]
 Signature = Annotated[bytes, SIGNATURE_BYTES]
@@ -38,33 +44,77 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class KeyList:
-    """Server → client: the passed-on :class:`Keys` envelopes, by client (P-3.2)."""
+    """Server → client: the passed-on :class:`Keys` envelopes of itself and its neighbours, and digests of the others'.
+
+    Together they give the key root, which is the same for everyone (P-3.2). ``others`` is empty on the complete graph.
+    """
 
     keys: dict[str, bytes]
+    others: dict[str, Digest]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """Client → client, passed on: sealed shares, and the sealed pair seed if the sender's name comes first (P-4.2)."""
+class ParcelList:
+    """Client → server, passed on: the root of the Merkle tree over its parcels, by recipient's name (P-4.2).
+
+    The parcels follow as chunks. One signature so covers them all, and each can be passed on alone with its path.
+    """
 
     key_root: Digest
-    shares: bytes
-    pair: bytes | None
+    parcels: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class SharePair:
-    """What a parcel's ``shares`` box holds: the recipient's shares of the sender's two seeds."""
+    """A client's shares of a peer's two seeds."""
 
     self_mask: Secret
     mask_seed: Secret
 
 
 @dataclass(frozen=True, slots=True)
-class Parcels:
-    """Client → server: its parcels by recipient. Server → client: the parcels for it, by sender (P-4.3)."""
+class Parcel:
+    """What one client deals to another. On the wire the fields one after the other, each of a fixed length (P-4.2).
 
-    parcels: dict[str, bytes]
+    Attributes:
+        self_check, seed_check: commitments to the two shares, so that whoever changes a share is found out.
+        shares: the recipient's :class:`SharePair`, self mask first, sealed to its share key.
+        pair: the sealed pair seed, if the sender's name comes first.
+    """
+
+    self_check: Digest
+    seed_check: Digest
+    shares: bytes
+    pair: bytes | None
+
+    def to_bytes(self) -> bytes:
+        """All fields, one after the other."""
+        return self.self_check + self.seed_check + self.shares + (self.pair or b"")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, with_pair: bool) -> "Parcel":
+        """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        expected = 64 + SHARES_BOX_BYTES + (PAIR_BOX_BYTES if with_pair else 0)
+        if len(data) != expected:
+            raise WireError(f"a parcel of {len(data)} bytes, not {expected}")
+        pair = data[64 + SHARES_BOX_BYTES :] if with_pair else None
+        return cls(data[:32], data[32:64], data[64 : 64 + SHARES_BOX_BYTES], pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A parcel on its way to its recipient, with its Merkle path in the sender's signed :class:`ParcelList`."""
+
+    parcel_list: bytes
+    parcel: bytes
+    path: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries:
+    """Server → client: the parcels for it, by sender (P-4.3)."""
+
+    parcels: dict[str, Delivery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +133,7 @@ class Consent:
 
 @dataclass(frozen=True, slots=True)
 class UnmaskRequest:
-    """Server → survivor. Names the dropped only: the survivors follow from the signed list (P-7.1)."""
+    """Server → survivor. Names its dropped neighbours only: the survivors follow from the signed list (P-7.1)."""
 
     dropped: tuple[ClientId, ...]
     consents: dict[str, Signature]

@@ -1,28 +1,34 @@
 """The server's half of the pairwise protocol: pass on, add up, collect consents, unmask the sum."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 from fedvlm_secure.encoding.ring import Words
-from fedvlm_secure.primitives.kdf import digest
-from fedvlm_secure.primitives.schema import pack, unpack
+from fedvlm_secure.primitives.merkle import MerkleTree
+from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.sealing import SealError, check_public
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.shamir import ShareError, combine, weights_at_zero
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
-from fedvlm_secure.primitives.wire import STATE_LIMITS
-from fedvlm_secure.secagg.envelope import Expected
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
+from fedvlm_secure.secagg.envelope import NETWORK, Expected
 from fedvlm_secure.secagg.pairwise import messages as m
-from fedvlm_secure.secagg.pairwise.client import CONSENT_PURPOSE, quorum
-from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks
+from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks, key_digest
+from fedvlm_secure.secagg.pairwise.rules import CONSENT_PURPOSE, least_peers, quorum
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.server import THE_COHORT, ServerSessionBase
+from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
 
-# Where some shares are wrong, how many other sets of t shares are tried before the dealer is blamed.
-ATTEMPTS_TO_RECOVER = 256
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """One client's parcels: the signed list, and the parcels in the order of their recipients' names."""
+
+    listed: bytes
+    parcels: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class PairwiseRecord:
     """What the pairwise server keeps besides the sum: keys, parcels, consents and shares, by client."""
 
     keys: dict[str, bytes]
-    parcels: dict[str, m.Parcels]
+    dealt: dict[str, Dealt]
     consents: dict[str, m.Signature]
     revealed: dict[str, m.Revealed]
 
@@ -43,9 +49,10 @@ class PairwiseServer(ServerSessionBase):
     def __init__(self, plan: Plan, identity: Identity, roster: Roster) -> None:
         super().__init__(plan, identity, roster)
         self._bound = Bound(self._hash)
+        self._near = {name: plan.neighbours(name) for name in plan.cohort}
         self._kept = PairwiseRecord({}, {}, {}, {})
+        self._trees: dict[ClientId, MerkleTree] = {}
         self._last_weights: tuple[tuple[int, ...], list[int]] = ((), [])
-        self._trusted: list[ClientId] = []
 
     @property
     def survivors(self) -> tuple[ClientId, ...]:
@@ -55,39 +62,60 @@ class PairwiseServer(ServerSessionBase):
     @property
     def dropped(self) -> tuple[ClientId, ...]:
         """The clients whose pair masks are in the sum though their input is not, sorted."""
-        return tuple(sorted(self._kept.parcels.keys() - self._uploaded))
+        return tuple(sorted(self._kept.dealt.keys() - self._uploaded))
+
+    @cached_property
+    def _key_digests(self) -> dict[ClientId, Digest]:
+        """Fixed once the phase `keys` has ended; not read before."""
+        return {name: key_digest(envelope) for name, envelope in self._kept.keys.items()}
 
     @cached_property
     def _key_root(self) -> bytes:
-        """Fixed once the phase `keys` has ended; not read before."""
-        return self._bound.key_root(self._kept.keys)
+        return self._bound.key_root(self._key_digests)
+
+    @cached_property
+    def _recipients(self) -> dict[ClientId, list[ClientId]]:
+        """To whom each client deals, sorted: its neighbours on the key list."""
+        return {sender: [name for name in near if name in self._kept.keys] for sender, near in self._near.items()}
+
+    def _holders(self, owner: ClientId) -> list[ClientId]:
+        """The survivors who hold a share of ``owner``'s seeds."""
+        return [name for name in sorted((owner, *self._near[owner])) if name in self._uploaded]
 
     def _request(self, client: ClientId) -> object:
+        near = {client, *self._near[client]}
         match self._phase:
             case m.KEYS:
                 return self._plan
             case m.SHARES:
-                return m.KeyList(self._kept.keys)
+                own = {name: envelope for name, envelope in self._kept.keys.items() if name in near}
+                return m.KeyList(own, {name: it for name, it in self._key_digests.items() if name not in near})
             case m.MASKED_INPUT:
-                sent = self._kept.parcels.items()
-                return m.Parcels({sender: out.parcels[client] for sender, out in sent if sender != client})
+                senders = [name for name in self._near[client] if name in self._kept.dealt]
+                return m.Deliveries({sender: self._delivery(sender, client) for sender in senders})
             case m.CONSISTENCY:
                 return m.SurvivorList(self.survivors)
             case _:
-                return m.UnmaskRequest(self.dropped, self._kept.consents)
+                needed = sorted(self._kept.consents)[: quorum(self._plan)]
+                consents = {name: self._kept.consents[name] for name in needed}
+                return m.UnmaskRequest(tuple(name for name in self.dropped if name in near), consents)
+
+    def _delivery(self, sender: ClientId, recipient: ClientId) -> m.Delivery:
+        dealt, index = self._kept.dealt[sender], bisect_left(self._recipients[sender], recipient)
+        if sender not in self._trees:
+            self._trees[sender] = MerkleTree(dealt.parcels)
+        return m.Delivery(dealt.listed, dealt.parcels[index], self._trees[sender].path(index))
 
     def _take(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
         if self._phase == m.MASKED_INPUT:
             self._add_upload(expected, client, frames)
             return
+        if self._phase == m.SHARES:
+            self._take_parcels(expected, client, frames)
+            return
         if len(frames) != 1:
-            raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", "network")
-        takers = {
-            m.KEYS: self._take_keys,
-            m.SHARES: self._take_parcels,
-            m.CONSISTENCY: self._take_consent,
-            m.UNMASK: self._take_shares,
-        }
+            raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
+        takers = {m.KEYS: self._take_keys, m.CONSISTENCY: self._take_consent, m.UNMASK: self._take_shares}
         takers[self._phase](expected, client, bytes(frames[0]))
 
     def _take_keys(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
@@ -100,13 +128,23 @@ class PairwiseServer(ServerSessionBase):
             raise expected.fault("P-3.1", str(error)) from None
         self._kept.keys[client] = envelope
 
-    def _take_parcels(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
-        parcels = expected.open(envelope, m.Parcels)
-        if parcels.parcels.keys() != self._kept.keys.keys() - {client}:
-            raise expected.fault("P-4.3", "parcels for others than the peers on the key list")
-        for peer, parcel in parcels.parcels.items():
-            self._parcel(client, peer, parcel)
-        self._kept.parcels[client] = parcels
+    def _take_parcels(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
+        envelope, parcels = bytes(frames[0]), tuple(bytes(frame) for frame in frames[1:])
+        listed, recipients = expected.open(envelope, m.ParcelList), self._recipients[client]
+        if listed.key_root != self._key_root:
+            raise expected.fault("P-4.4", "its parcels are for another key list")
+        if len(parcels) != len(recipients):
+            raise expected.fault("P-4.3", f"{len(parcels)} parcels for {len(recipients)} peers", NETWORK)
+        tree = MerkleTree(parcels)
+        if tree.root != listed.parcels:
+            raise expected.fault("P-4.2", "the parcels are not those of the signed list", NETWORK)
+        for recipient, parcel in zip(recipients, parcels, strict=True):
+            try:
+                m.Parcel.from_bytes(parcel, with_pair=client < recipient)
+            except WireError as error:
+                raise expected.fault("P-4.2", f"for {recipient}: {error}") from None
+        self._kept.dealt[client] = Dealt(envelope, parcels)
+        self._trees[client] = tree
 
     def _take_consent(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
         signature = expected.open(envelope, m.Consent).signature
@@ -118,29 +156,46 @@ class PairwiseServer(ServerSessionBase):
         self._kept.consents[client] = signature
 
     def _take_shares(self, expected: Expected, client: ClientId, envelope: bytes) -> None:
-        revealed = expected.open(envelope, m.Revealed)
-        if revealed.self_mask.keys() != set(self.survivors) or revealed.mask_seed.keys() != set(self.dropped):
+        revealed, held = expected.open(envelope, m.Revealed), {client, *self._near[client]}
+        if revealed.self_mask.keys() != held & self._uploaded or revealed.mask_seed.keys() != held & set(self.dropped):
             raise expected.fault("P-7.4", "reveals shares of others than was asked")
+        for seed, shares in ((m.SELF_MASK, revealed.self_mask), (m.MASK_SEED, revealed.mask_seed)):
+            for dealer, share in shares.items():
+                if dealer != client:
+                    self._check_share(expected, seed, dealer, client, share)
         self._kept.revealed[client] = revealed
+
+    def _check_share(self, expected: Expected, seed: str, dealer: ClientId, holder: ClientId, share: Secret) -> None:
+        """The holder found its share to fit the dealer's commitment; it must be the one it reveals (P-7.7)."""
+        parcel = self._dealt_parcel(dealer, holder)
+        committed = parcel.self_check if seed == m.SELF_MASK else parcel.seed_check
+        if self._bound.share_check(share, seed, dealer, holder) != committed:
+            raise expected.fault("P-7.7", f"its share of {dealer}'s {seed} seed is not the one that it was dealt")
 
     def _ended(self) -> tuple[ClientId, ...]:
         plan, kept = self._plan, self._kept
         match self._phase:
             case m.KEYS:
                 self._require(len(kept.keys), plan.min_survivors, "P-3.3")
-                return tuple(sorted(kept.keys))
+                return tuple(sorted(name for name in kept.keys if self._has_peers(name, kept.keys)))
             case m.SHARES:
-                self._require(len(kept.parcels), plan.min_survivors, "P-5.1")
-                return tuple(sorted(kept.parcels))
+                self._require(len(kept.dealt), plan.min_survivors, "P-5.1")
+                return tuple(sorted(name for name in kept.dealt if self._has_peers(name, kept.dealt)))
             case m.MASKED_INPUT:
                 self._require(len(self._uploaded), plan.min_survivors, "P-5.4")
+                self._require(min(len(self._holders(owner)) for owner in kept.dealt), plan.threshold, "P-5.4")
                 return self.survivors
             case m.CONSISTENCY:
-                self._require(len(kept.consents), max(quorum(plan), plan.threshold), "P-7.3")
+                self._require(len(kept.consents), quorum(plan), "P-7.3")
                 return tuple(sorted(kept.consents))
             case _:
-                self._require(len(kept.revealed), plan.threshold, "P-7.6")
+                answered = (sum(holder in kept.revealed for holder in self._holders(owner)) for owner in kept.dealt)
+                self._require(min(answered), plan.threshold, "P-7.6")
                 return ()
+
+    def _has_peers(self, client: ClientId, present: Mapping[ClientId, object]) -> bool:
+        """Whether ``client`` would answer: on a sparse graph it may have lost its neighbours though others remain."""
+        return 1 + sum(name in present for name in self._near[client]) >= least_peers(self._plan)
 
     def _unprotected(self) -> Words:
         masks = [self._self_mask(survivor) for survivor in self.survivors]
@@ -152,22 +207,22 @@ class PairwiseServer(ServerSessionBase):
 
     def _self_mask(self, survivor: ClientId) -> Mask:
         commitment = self._published(survivor).self_commitment
-        shares = {name: revealed.self_mask[survivor] for name, revealed in self._kept.revealed.items()}
+        shares = {name: self._kept.revealed[name].self_mask[survivor] for name in self._answered(survivor)}
         seed = self._recover(survivor, shares, lambda seed: self._bound.self_commitment(seed, survivor) == commitment)
         return self._bound.self_mask(seed, survivor)
 
     def _pair_masks(self, dropped: ClientId) -> list[Mask]:
         """The masks that the survivors applied for their pairs with a dropped client."""
         public = self._published(dropped).mask_key
-        shares = {name: revealed.mask_seed[dropped] for name, revealed in self._kept.revealed.items()}
+        shares = {name: self._kept.revealed[name].mask_seed[dropped] for name in self._answered(dropped)}
         mask_seed = self._recover(dropped, shares, lambda seed: self._bound.mask_key(seed, dropped).public == public)
         mask_key = self._bound.mask_key(mask_seed, dropped)
         masks = []
-        for survivor in self.survivors:
+        for survivor in self._holders(dropped):
             if dropped < survivor:
                 pair_seed = self._bound.pair_seed(mask_seed, dropped, survivor)
             else:
-                box = self._parcel(survivor, dropped, self._kept.parcels[survivor].parcels[dropped]).pair
+                box = self._dealt_parcel(survivor, dropped).pair
                 try:
                     pair_seed = self._bound.open_pair(box or b"", mask_key, self._key_root, survivor, dropped)
                 except SealError as error:
@@ -175,32 +230,23 @@ class PairwiseServer(ServerSessionBase):
             masks.append(self._bound.pair_mask(pair_seed, survivor, dropped))
         return masks
 
-    def _recover(self, dealer: ClientId, shares: dict[ClientId, Secret], fits: Callable[[Secret], bool]) -> Secret:
-        """The dealer's seed from any t shares that give one which fits what the dealer published (P-7.7)."""
-        for holders in self._sets_of_holders(list(shares)):
-            points = {self._plan.point(holder): shares[holder] for holder in holders}
-            try:
-                seed = combine(points, self._weights(tuple(points)))
-            except ShareError:
-                continue
-            if fits(seed):
-                self._trusted = holders
-                return seed
-        detail = f"shares of {dealer}'s seed do not give what it committed to: it dealt, or their holders gave, others"
-        raise self._fault("P-7.7", THE_COHORT, detail)
+    def _answered(self, owner: ClientId) -> list[ClientId]:
+        return [holder for holder in self._holders(owner) if holder in self._kept.revealed]
 
-    def _sets_of_holders(self, holders: list[ClientId]) -> Iterator[list[ClientId]]:
-        """Sets of t holders to try, those who told the truth last time first.
+    def _recover(self, dealer: ClientId, shares: Mapping[ClientId, Secret], fits: Callable[[Secret], bool]) -> Secret:
+        """The dealer's seed, from t shares that it has committed to, checked against what it published (P-7.7).
 
-        In the order of names, one liar with an early name would be in every set that is ever tried.
+        The dealer's own share has no commitment, so it is taken only where the others are too few.
         """
-        threshold = self._plan.threshold
-        if self._trusted and set(self._trusted) <= set(holders):
-            yield self._trusted
-        yield sorted(holders)[:threshold]
-        for number in range(ATTEMPTS_TO_RECOVER):
-            ranked = sorted(holders, key=lambda holder: digest("holders", self._hash, number, holder))
-            yield sorted(ranked[:threshold])
+        holders = sorted(shares, key=lambda holder: (holder == dealer, holder))[: self._plan.threshold]
+        points = {self._plan.point(holder): shares[holder] for holder in holders}
+        try:
+            seed = combine(points, self._weights(tuple(points)))
+        except ShareError:
+            seed = None
+        if seed is None or not fits(seed):
+            raise self._fault("P-7.7", dealer, "the shares that it dealt do not give the seed that it committed to")
+        return seed
 
     def _weights(self, points: tuple[int, ...]) -> list[int]:
         """Lagrange's weights; nearly always the same set of holders, so the last answer is kept."""
@@ -211,14 +257,9 @@ class PairwiseServer(ServerSessionBase):
     def _published(self, client: ClientId) -> m.Keys:
         return self._expected(m.KEYS, client).open(self._kept.keys[client], m.Keys)
 
-    def _parcel(self, sender: ClientId, recipient: ClientId, envelope: bytes) -> m.Parcel:
-        expected = replace(self._expected(m.PARCEL, sender, recipient), carrier=sender, during=m.SHARES)
-        parcel = expected.open(envelope, m.Parcel)
-        if parcel.key_root != self._key_root:
-            raise expected.fault("P-4.4", f"its parcel for {recipient} is for another key list")
-        if (parcel.pair is None) != (recipient < sender):
-            raise expected.fault("P-4.2", f"in its parcel for {recipient} a pair seed is missing or superfluous")
-        return parcel
+    def _dealt_parcel(self, sender: ClientId, recipient: ClientId) -> m.Parcel:
+        parcel = self._kept.dealt[sender].parcels[bisect_left(self._recipients[sender], recipient)]
+        return m.Parcel.from_bytes(parcel, with_pair=sender < recipient)
 
     def _recorded(self, direction: str) -> bool:
         """Keep signed words, not shares; requests that only repeat recorded replies are kept as digests."""
