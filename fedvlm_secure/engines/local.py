@@ -25,11 +25,12 @@ from fedvlm_secure.federation.participant import Participant, Rows
 from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import RunDirectory, write
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.report import SiteRow, table
 from fedvlm_secure.report import write as write_report
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import member
+from fedvlm_secure.secagg.roster import NEVER, Roster, member, read_roster, sign_roster
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
@@ -103,6 +104,7 @@ class _Federation:
     settings: Settings
     coordinator: Coordinator
     participants: dict[ClientId, Participant]
+    roster: bytes
     adapter: Adapter
     base: bytes
     model_name: str
@@ -120,7 +122,7 @@ class _Federation:
         seconds = {TRAINING: time.monotonic() - started}
         session = coordinator.open(self._agreed(layout), shared, kind)
         clients = {
-            name: participant.session(coordinator.place, coordinator.roster, shared)
+            name: participant.session(coordinator.place, self.roster, shared)
             for name, participant in self.participants.items()
         }
         server = _Watched(session, coordinator.persist, observer, seconds)
@@ -251,10 +253,21 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
         rows = _rows(splits, loaded, adapter, _description(name, settings.data))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
-    members = tuple(member(name, participant.identity) for name, participant in participants.items())
-    coordinator = Coordinator(folder.coordinator, settings, members)
+    roster = _roster(folder, participants)
+    for participant in participants.values():
+        participant.pin(roster)
+    coordinator = Coordinator(folder.coordinator, settings, read_roster(roster))
     coordinator.begin(layout, layout.flatten(adapter.initial_state()))
-    return _Federation(settings, coordinator, participants, adapter, loaded.digest, loaded.name, observer)
+    return _Federation(settings, coordinator, participants, roster, adapter, loaded.digest, loaded.name, observer)
+
+
+def _roster(folder: RunDirectory, participants: Mapping[ClientId, Participant]) -> bytes:
+    """The run's signed roster. Nobody keeps the consortium's key, so there will be no other version."""
+    if not folder.roster.exists():
+        consortium, server = Identity.generate(), folder.coordinator.identity()
+        members = tuple(member(name, participants[name].identity) for name in sorted(participants))
+        write(folder.roster, sign_roster(Roster(consortium.public, 1, NEVER, server.public, members), consortium))
+    return folder.roster.read_bytes()
 
 
 def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:

@@ -18,7 +18,7 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives import SPEC_VERSION, entropy
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import NEVER, Member, Roster
+from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import RingSum
 
@@ -37,12 +37,11 @@ class Agreed:
 class Coordinator:
     """The server of one run. Its folder holds sums only."""
 
-    def __init__(self, folder: Folder, settings: Settings, members: tuple[Member, ...]) -> None:
+    def __init__(self, folder: Folder, settings: Settings, roster: Roster) -> None:
         self._folder = folder
         self._settings = settings
         self.identity = folder.identity()
-        listed = tuple(sorted(members, key=lambda member: member.name))
-        self.roster = Roster(bytes(32), 1, NEVER, self.identity.public, listed)
+        self.roster = roster
         self._progress = folder.state / "progress.json"
         if not self._progress.exists():
             self._save_progress(entropy.random_bytes(RUN_BYTES).hex(), 1, 1)

@@ -4,6 +4,7 @@ Everything it does is durable and repeatable: an interrupted round goes on from 
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.secagg.client import ClientSessionBase, fingerprint
 from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import Roster
+from fedvlm_secure.secagg.roster import member, open_roster, read_roster
 from fedvlm_secure.secagg.session import Memory
 from fedvlm_secure.training import Evaluation, Split, StepInfo, TrainSettings, evaluate, train
 
@@ -99,6 +100,20 @@ class Participant:
         self._summarise()
         Standing(0, self._personal(self._adapter.initial_state(), 1), validation).save(self._standing_path)
 
+    def pin(self, roster: bytes) -> None:
+        """Pin the run's signed roster: no session begins with any other. A pin stays.
+
+        Raises:
+            MisuseError: the roster does not list this hospital with its own keys.
+            VerificationError: it is not sound and signed.
+        """
+        if self._pin_path.exists():
+            return
+        listed = read_roster(roster)
+        if member(self.name, self.identity) not in listed.members:
+            raise MisuseError(f"the roster does not list {self.name!r} with this hospital's keys; enrol it first")
+        write(self._pin_path, listed.hash, PRIVATE)
+
     def prepare(self, place: tuple[int, int], shared: np.ndarray, on_step: OnStep | None = None) -> None:
         """Have an update ready for the attempt: train, unless one is ready that no earlier attempt was answered for.
 
@@ -142,17 +157,23 @@ class Participant:
         update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation))
         Pending(round_index, 1, update, standing.personal).save(self._pending_path)
 
-    def session(self, place: tuple[int, int], roster: Roster, shared: np.ndarray) -> DurableClient:
+    def session(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> DurableClient:
         """This hospital's half of one attempt, as it was left if the attempt had begun.
 
         Args:
             place: (round, attempt).
+            roster: the signed roster.
             shared: float32 [d], the shared state this hospital holds at the start of the round.
+
+        Raises:
+            VerificationError: the roster is not the pinned one, or has expired.
         """
+        members = open_roster(roster, pinned=self._pin_path.read_bytes())
+        members.check_current(time.time())
         pending = self._pending(place[0])
         layout = self._adapter.layout(place[0])
         model = model_hash(self._base, self._adapter.settings, layout, shared)
-        party = Party(self.name, self.identity, roster, policy_of(self._settings.policy), model)
+        party = Party(self.name, self.identity, members, policy_of(self._settings.policy), model)
         kind = lookup(self._settings.aggregation.protocol).client
         memory = self._memory()
         if (memory.round, memory.attempt) == place:
@@ -198,6 +219,10 @@ class Participant:
                 "final": accuracy.get("final"),
             },
         )
+
+    @property
+    def _pin_path(self) -> Path:
+        return self._folder.state / "roster.pin"
 
     @property
     def _standing_path(self) -> Path:

@@ -110,6 +110,11 @@ class RunDirectory:
         return self.path / "settings.toml"
 
     @property
+    def roster(self) -> Path:
+        """The signed roster of the run."""
+        return self.path / "roster.cbor"
+
+    @property
     def coordinator(self) -> Folder:
         """The server's folder: sums only."""
         return Folder(self.path / "coordinator")

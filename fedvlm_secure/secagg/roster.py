@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, TypeVar
 
 from fedvlm_secure.errors import MisuseError, VerificationError
@@ -113,9 +114,14 @@ class Roster:
         """The digest that plans carry and clients pin."""
         return digest("roster", pack(self, LIMITS))
 
-    def keys(self) -> dict[str, bytes]:
+    def keys(self) -> Mapping[str, bytes]:
         """Every party's signing key by name, the server's under ``"server"``."""
-        return {SERVER: self.server} | {member.name: member.signing_key for member in self.members}
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> Mapping[str, bytes]:
+        keys = {SERVER: self.server} | {member.name: member.signing_key for member in self.members}
+        return MappingProxyType(keys)
 
     def with_member(self, new: Member) -> "Roster":
         """The roster with one more member; raises :class:`MisuseError` if its name or key is taken or revoked."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from fedvlm_secure.encoding.codec import Codec, Decoded, Encoded, GarbageSumErro
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
-from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError, VerificationError
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.roster import member, read_roster, sign_roster
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -347,3 +350,56 @@ def test_damaged_state_is_a_clear_error(settings: Callable[..., Settings], tmp_p
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     with pytest.raises(MisuseError, match="damaged"):
         local.resume(tmp_path / "copy")
+
+
+def stopped_in_round_1(settings: Settings, folder: Path) -> RunDirectory:
+    with pytest.raises(StoppedError):
+        local.run(settings, folder, observer=Interrupter(14))
+    return RunDirectory(folder)
+
+
+def test_every_hospital_has_pinned_the_signed_roster(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    run = stopped_in_round_1(settings(), tmp_path / "run")
+    roster = read_roster(run.roster.read_bytes())
+    assert roster.server == run.coordinator.identity().public
+    for listed in roster.members:
+        folder = run.site(listed.name)
+        assert listed == member(listed.name, folder.identity())
+        assert (folder.state / "roster.pin").read_bytes() == roster.hash
+
+
+@pytest.mark.parametrize("change", ["forged", "damaged"])
+def test_no_session_begins_with_another_roster(settings: Callable[..., Settings], tmp_path: Path, change: str) -> None:
+    run = stopped_in_round_1(settings(), tmp_path / "run")
+    genuine = run.roster.read_bytes()
+    match change:
+        case "forged":
+            board = Identity.generate()
+            roster = replace(read_roster(genuine), consortium=board.public)
+            run.roster.write_bytes(sign_roster(roster, board))
+        case "damaged":
+            run.roster.write_bytes(genuine[:-1] + bytes([genuine[-1] ^ 1]))
+    with pytest.raises(VerificationError) as refusal:
+        local.resume(run.path)
+    assert refusal.value.clause == {"forged": "R-3", "damaged": "R-2"}[change]
+    run.roster.write_bytes(genuine)
+    local.resume(run.path)
+
+
+def test_no_session_begins_under_an_expired_roster(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "NEVER", 1)  # the year 1970
+    with pytest.raises(VerificationError) as refusal:
+        local.run(settings(), tmp_path / "run")
+    assert refusal.value.clause == "R-5"
+
+
+def test_a_hospital_pins_no_roster_that_lists_another_key_for_it(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        local, "member", lambda name, own: member(name, Identity.generate() if name == "site-b" else own)
+    )
+    with pytest.raises(MisuseError, match="does not list 'site-b'"):
+        local.run(settings(), tmp_path / "run")
