@@ -23,8 +23,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# A short version of the benchmarks; the docstrings under benchmarks/ name the full ones.
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/pairwise.py
+	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/versus_flwr.py --quick --flwr-repeats 3
+	$(BIN)/python benchmarks/cohorts.py --clients 100 300 1000
 
 clean:
 	rm -rf $(VENV) dist build

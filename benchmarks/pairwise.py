@@ -1,87 +1,102 @@
-"""CPU seconds and bytes of one pairwise round: ``python benchmarks/pairwise.py [--clients 20] [--dimension 1000000]``.
+"""CPU seconds and bytes of one ``pairwise`` round, by phase: ``python benchmarks/pairwise.py``.
 
-CPU time of this process on one thread, medians over rounds: a client's is the mean over clients. "without encoding"
-leaves out clip, rotation and rounding, the part that the mask arithmetic does not need.
+A client's row is the mean over the clients that answer in that phase, each figure the median over rounds. The clients
+that fall silent do so before they upload.
 """
 
 import argparse
 import os
 import statistics
-import time
-from collections import defaultdict
+from contextlib import ExitStack
+from typing import Any
 
-# Before numpy is imported: several BLAS threads would all be counted.
-os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported: the threads of a BLAS that wait would be counted
 
-import numpy as np
+from measure import CLIENT, DOWN, SERVER, UP, Meter, Updates, silent_clients
 
 from fedvlm_secure.encoding.codec import Codec, Update
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.pairwise import client as pairwise_client
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
-from fedvlm_secure.secagg.pairwise.messages import PHASES
+from fedvlm_secure.secagg.pairwise.messages import MASKED_INPUT, PHASES, UNMASK
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 from fedvlm_secure.secagg.plan import RUN_BYTES, propose
 from fedvlm_secure.secagg.policy import Party, Policy
-from fedvlm_secure.secagg.roster import Member, Roster
+from fedvlm_secure.secagg.roster import simulated
 
 WEIGHT_MAX = 4096
+# Parts of a client's work, counted once more by themselves.
+ENCODING = "encoding"
+MASKS = "masks"
 
 
-def one_round(clients: int, dimension: int, dropped: int) -> dict[tuple[str, str], float]:
-    """CPU seconds by (side, phase), the encoding's share, and bytes a parameter up and down, for one client."""
-    names = tuple(f"client-{index:04d}" for index in range(clients))
-    keys, server_key = {name: Identity.generate() for name in names}, Identity.generate()
-    roster = Roster(1, server_key.public, tuple(Member(name, keys[name].public) for name in names))
-    random = np.random.default_rng(1)
-    plan = propose(
-        run=bytes(RUN_BYTES),
-        round=1,
-        attempt=1,
-        cohort=names,
-        layout=VectorLayout(dimension, (Counter("weight", WEIGHT_MAX),), weight_max=WEIGHT_MAX),
-        clip_norm=float(dimension) ** 0.5,
-        roster=roster.hash,
-        model=digest("no-model"),
-    )
-    policy = Policy(min_survivors=plan.min_survivors)
-    sessions = {
-        name: PairwiseClient(
-            Party(name, keys[name], roster, policy, plan.model),
-            Update(random.standard_normal(dimension).astype(np.float32), {"weight": 1 + index}),
+class Cohort:
+    """A cohort's keys, its plan and the updates that it sends.
+
+    Args:
+        **params: ``threat_model``, ``max_corrupt``, ``min_survivors`` of the plan.
+    """
+
+    def __init__(self, updates: Updates, **params: Any) -> None:
+        self.updates = updates
+        self.names = [f"client-{index:04d}" for index in range(len(updates.values))]
+        self.keys, self.server_key = {name: Identity.generate() for name in self.names}, Identity.generate()
+        self.roster = simulated(self.server_key, self.keys)
+        self.plan = propose(
+            run=bytes(RUN_BYTES),
+            round=1,
+            attempt=1,
+            cohort=tuple(self.names),
+            layout=VectorLayout(len(updates.values[0]), (Counter("weight", WEIGHT_MAX),), weight_max=WEIGHT_MAX),
+            clip_norm=updates.clip_norm,
+            roster=self.roster.hash,
+            model=digest("no-model"),
+            **params,
         )
-        for index, name in enumerate(names)
-    }
-    server, silent, spent = PairwiseServer(plan, server_key, roster), set(names[:dropped]), defaultdict(float)
 
-    def timed(side: str, phase: str, act, *arguments):
-        since = time.process_time()
-        result = act(*arguments)
-        spent[side, phase] += time.process_time() - since
-        return result
+    def client(self, index: int) -> PairwiseClient:
+        """One client's session."""
+        policy = Policy(self.plan.threat_model, min_survivors=self.plan.min_survivors)
+        party = Party(self.names[index], self.keys[self.names[index]], self.roster, policy, self.plan.model)
+        return PairwiseClient(party, Update(self.updates.values[index], {"weight": self.updates.weights[index]}))
 
-    encode = Codec.encode
-    Codec.encode = lambda codec, update: timed("encoding", "masked-input", encode, codec, update)
-    try:
+    def server(self) -> PairwiseServer:
+        """The server's session."""
+        return PairwiseServer(self.plan, self.server_key, self.roster)
+
+
+def pairwise_round(cohort: Cohort, silent: set[int]) -> Meter:
+    """What a complete round costs, from the sessions' opening to the decoded mean.
+
+    Raises:
+        RuntimeError: the mean is wrong.
+    """
+    meter = Meter()
+    with ExitStack() as stack:
+        stack.enter_context(meter.inside(ENCODING, MASKED_INPUT, Codec, "encode"))
+        stack.enter_context(meter.inside(MASKS, MASKED_INPUT, pairwise_client, "apply_masks"))
+        clients = {
+            name: meter.timed(CLIENT, PHASES[0], cohort.client, index) for index, name in enumerate(cohort.names)
+        }
+        server = meter.timed(SERVER, PHASES[0], cohort.server)
+        gone: set[str] = set()
         while not server.done:
             phase, requests = server.phase, server.requests()
-            while (item := timed("server", phase, next, requests, None)) is not None:
+            if phase == MASKED_INPUT:
+                gone = {cohort.names[index] for index in silent}
+            while (item := meter.timed(SERVER, phase, next, requests, None)) is not None:
                 name, request = item
-                if name in silent and PHASES.index(phase) >= PHASES.index("masked-input"):
-                    continue
-                reply = timed("client", phase, sessions[name].reply, request)
-                spent["bytes up", phase] += len(reply)
-                spent["bytes down", phase] += len(request)
-                timed("server", phase, server.receive, name, reply)
-                del reply
-            timed("server", phase, server.end_phase)
-        total = timed("server", "unmask", server.aggregate)
-    finally:
-        Codec.encode = encode
-    timed("decoding", "unmask", plan.codec.decode, total.total)
-    answered = {phase: clients - (dropped if phase not in ("keys", "shares") else 0) for phase in PHASES}
-    return {key: value / (1 if key[0] in ("server", "decoding") else answered[key[1]]) for key, value in spent.items()}
+                if name not in gone:
+                    reply = meter.timed(CLIENT, phase, clients[name].reply, request)
+                    meter.timed(SERVER, phase, server.receive, name, reply)
+                    meter.exchanged(phase, len(request), len(reply))
+            meter.timed(SERVER, phase, server.end_phase)
+        total = meter.timed(SERVER, UNMASK, server.aggregate)
+        decoded = meter.timed(SERVER, UNMASK, cohort.plan.codec.decode, total.total)
+    cohort.updates.check(decoded.mean, silent, cohort.plan.codec.step)
+    return meter
 
 
 def main() -> None:
@@ -89,21 +104,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--dimension", type=int, default=1_000_000)
-    parser.add_argument("--dropped", type=int, default=0, help="clients that fall silent before they upload")
+    parser.add_argument("--dropped", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    rounds = [one_round(arguments.clients, arguments.dimension, arguments.dropped) for _ in range(arguments.repeats)]
-    median = {key: statistics.median(it.get(key, 0.0) for it in rounds) for key in {key for it in rounds for key in it}}
+    cohort = Cohort(Updates(arguments.clients, arguments.dimension))
+    silent = silent_clients(arguments.clients, arguments.dropped)
+    rounds = [pairwise_round(cohort, silent) for _ in range(arguments.repeats)]
     print(f"pairwise, n = {arguments.clients}, d = {arguments.dimension:,}, {arguments.dropped} dropped, CPU seconds")
     print(f"{'phase':<14}{'a client':>10}{'server':>10}{'bytes up':>14}{'bytes down':>14}")
-    for phase in PHASES:
-        row = [median.get((side, phase), 0.0) for side in ("client", "server", "bytes up", "bytes down")]
-        print(f"{phase:<14}{row[0]:>10.4f}{row[1]:>10.4f}{row[2]:>14,.0f}{row[3]:>14,.0f}")
-    total = {side: sum(median.get((side, phase), 0.0) for phase in PHASES) for side in {key[0] for key in median}}
-    print(f"{'total':<14}{total['client']:>10.4f}{total['server']:>10.4f}", end="")
-    print(f"{total['bytes up']:>14,.0f}{total['bytes down']:>14,.0f}")
-    print(f"a client without encoding {total['client'] - total['encoding']:.4f}; the server's decoding", end=" ")
-    print(f"adds {total['decoding']:.4f}; upload {total['bytes up'] / arguments.dimension:.2f} bytes a parameter")
+    rows = {phase: row(rounds, phase) for phase in PHASES}
+    rows["total"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    for phase, (client, server, up, down) in rows.items():
+        print(f"{phase:<14}{client:>10.4f}{server:>10.4f}{up:>14,.0f}{down:>14,.0f}")
+    parts = [statistics.median(it.per_client(part, MASKED_INPUT) for it in rounds) for part in (ENCODING, MASKS)]
+    print(f"of a client's masked input, encoding is {parts[0]:.4f} and mask expansion and accumulation {parts[1]:.4f};")
+    print(f"upload {rows['total'][2] / arguments.dimension:.2f} bytes a parameter")
+
+
+def row(rounds: list[Meter], phase: str) -> list[float]:
+    """Medians of one client's CPU seconds, the server's, and one client's bytes up and down."""
+    columns = (
+        lambda it: it.per_client(CLIENT, phase),
+        lambda it: it.counts[SERVER, phase],
+        lambda it: it.per_client(UP, phase),
+        lambda it: it.per_client(DOWN, phase),
+    )
+    return [statistics.median(map(column, rounds)) for column in columns]
 
 
 if __name__ == "__main__":
