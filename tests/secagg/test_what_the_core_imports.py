@@ -53,7 +53,7 @@ def test_no_other_randomness_and_nothing_dangerous(path):
 def test_every_cited_clause_exists(path):
     import re
 
-    clauses = Path(__file__).parents[2] / "protocols" / "pairwise" / "CLAUSES.md"
+    clauses = Path(__file__).parents[2] / "protocols" / "pairwise" / "SPEC.md"
     if not clauses.exists():
         pytest.skip("run from an installed package, without the specification beside it")
     known = set(re.findall(r"\*\*(P-\d\.\d)\*\*", clauses.read_text()))
