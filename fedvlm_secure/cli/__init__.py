@@ -12,10 +12,10 @@ import click
 import typer
 
 import fedvlm_secure
-from fedvlm_secure.cli import demo, predict, run
-from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
+from fedvlm_secure.cli import demo, predict, roster, run
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, VerificationError, one_line
 
-USAGE, REFUSED_BY_POLICY, ABORTED, INTERRUPTED = 2, 3, 4, 130
+USAGE, REFUSED_BY_POLICY, ABORTED, VERIFICATION_FAILED, INTERRUPTED = 2, 3, 4, 6, 130
 
 app = typer.Typer(
     name="fedvlm-secure",
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(run.run)
 app.command()(predict.predict)
+app.add_typer(roster.app)
 
 
 def _version(asked: bool) -> None:
@@ -59,6 +60,8 @@ def main() -> None:
         _fail(error, USAGE)
     except PolicyRefusalError as error:
         _fail(error, REFUSED_BY_POLICY)
+    except VerificationError as error:
+        _fail(error, VERIFICATION_FAILED)
     except ProtocolError as error:
         _fail(error, ABORTED)
     except (click.Abort, KeyboardInterrupt):

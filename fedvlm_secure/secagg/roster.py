@@ -40,11 +40,7 @@ class Member:
     sealing_key: Annotated[bytes, sealing.PUBLIC_BYTES]
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise MisuseError(
-                f"{self.name[:80]!r} cannot name a party; use 1 to 64 of a-z, 0-9, '.', '_' and '-', "
-                "starting and ending with a letter or digit"
-            )
+        check_name(self.name)
 
     def check(self) -> None:
         """Raise :class:`MisuseError` if one of the keys cannot be used."""
@@ -53,6 +49,15 @@ class Member:
             sealing.check_public(self.sealing_key)
         except (SignatureError, sealing.SealError) as error:
             raise MisuseError(f"a key of {self.name!r} cannot be used: {error}") from None
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`MisuseError` if no party can be called ``name``."""
+    if not _NAME.fullmatch(name):
+        raise MisuseError(
+            f"{name[:80]!r} cannot name a party; use 1 to 64 of a-z, 0-9, '.', '_' and '-', "
+            "starting and ending with a letter or digit"
+        )
 
 
 def member(name: ClientId, identity: Identity) -> Member:

@@ -17,7 +17,9 @@ def call(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedPro
 HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "numpy", "cryptography", "pydantic", "PIL")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["demo", "--help"], ["run", "--help"], ["roster", "--help"]]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     probe = (
         "import sys\nfrom fedvlm_secure.cli import main\n"
