@@ -26,14 +26,12 @@ from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import RunDirectory, write
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.report import SiteRow, table
 from fedvlm_secure.report import write as write_report
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import NEVER, Roster, member, read_roster, sign_roster
 from fedvlm_secure.secagg.round import run_round
-from fedvlm_secure.secagg.server import ServerSessionBase
-from fedvlm_secure.secagg.session import ClientId
+from fedvlm_secure.secagg.session import ClientId, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
 from fedvlm_secure.training import Split, precompute_image_features
 
@@ -74,18 +72,15 @@ def run(
     _check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
     torch.set_num_threads(settings.threads)
-    try:
-        with folder.locked():
-            federation = _assemble(folder, settings, observer or Observer())
-            while federation.coordinator.round <= settings.rounds:
-                federation.round(TRAINING)
-            while federation.coordinator.round == settings.rounds + 1:
-                federation.round(EVALUATION)
-            summary = federation.finish()
-            write_report(folder.path)
-            folder.sign_manifest(federation.coordinator.identity)
-    except WireError as error:
-        raise MisuseError(f"{folder.path}: a saved session is damaged: {error}") from None
+    with folder.locked():
+        federation = _assemble(folder, settings, observer or Observer())
+        while federation.coordinator.round <= settings.rounds:
+            federation.round(TRAINING)
+        while federation.coordinator.round == settings.rounds + 1:
+            federation.round(EVALUATION)
+        summary = federation.finish()
+        write_report(folder.path)
+        folder.sign_manifest(federation.coordinator.identity)
     return RunResult(folder.path, summary, table(folder.path))
 
 
@@ -125,9 +120,9 @@ class _Federation:
             name: participant.session(coordinator.place, self.roster, shared)
             for name, participant in self.participants.items()
         }
-        server = _Watched(session, coordinator.persist, observer, seconds)
+        phases = lookup(self.settings.aggregation.protocol).phases
         try:
-            total = run_round(server, clients, self._alive(coordinator.place, server.phases))
+            total = run_round(_Watched(session, observer, seconds), clients, self._alive(coordinator.place, phases))
         except PolicyRefusalError:
             raise  # another attempt would be refused alike
         except ProtocolError as reason:
@@ -186,18 +181,11 @@ class _Federation:
 
 
 class _Watched:
-    """A server session that is on disk before the next phase's requests leave, and whose phases are timed."""
+    """A server session whose phases are timed."""
 
-    def __init__(
-        self,
-        session: ServerSessionBase,
-        persist: Callable[[ServerSessionBase], None],
-        observer: Observer,
-        seconds: dict[str, float],
-    ) -> None:
-        self._session, self._persist, self._observer, self._seconds = session, persist, observer, seconds
+    def __init__(self, session: ServerSession, observer: Observer, seconds: dict[str, float]) -> None:
+        self._session, self._observer, self._seconds = session, observer, seconds
         self._since = time.monotonic()
-        self.phases = session.phases
         self.requests, self.receive, self.aggregate = session.requests, session.receive, session.aggregate
         self.to_bytes = session.to_bytes
 
@@ -216,7 +204,6 @@ class _Watched:
     def end_phase(self) -> None:
         phase = self._session.phase
         self._session.end_phase()
-        self._persist(self._session)
         spent, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds[phase] = spent
         self._observer.phase_ends(phase, spent)

@@ -12,6 +12,7 @@ import torch
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
+from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.rounds import evaluation_of, model_hash, proposal
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
@@ -19,7 +20,6 @@ from fedvlm_secure.primitives import SPEC_VERSION, entropy
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import RingSum
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -62,23 +62,17 @@ class Coordinator:
         if not self._global(0).exists():
             self._save_global(0, layout, initial)
 
-    def open(self, agreed: Agreed, shared: np.ndarray, kind: str) -> ServerSessionBase:
+    def open(self, agreed: Agreed, shared: np.ndarray, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
-        entry = lookup(self._settings.aggregation.protocol)
-        if self._session_path.exists():
-            session = entry.server.from_bytes(self._session_path.read_bytes(), self.identity)
-            if session.plan.place == self.place:
-                return session
-        session = entry.server(self._plan(agreed, shared, kind), self.identity, self.roster)
-        self.persist(session)
-        return session
-
-    def persist(self, session: ServerSessionBase) -> None:
-        """Write the session's state: called before anything that follows from it is sent."""
-        write(self._session_path, session.to_bytes(), PRIVATE)
+        session = self._restored()
+        if session is not None and session.plan.place == self.place:
+            return session
+        half = lookup(self._settings.aggregation.protocol).server
+        plan = self._plan(agreed, shared, kind)
+        return ServerJournal.begin(self._session_path, half(plan, self.identity, self.roster))
 
     def close(
-        self, session: ServerSessionBase, total: RingSum, layout: SharedLayout, kind: str, seconds: dict[str, float]
+        self, session: ServerJournal, total: RingSum, layout: SharedLayout, kind: str, seconds: dict[str, float]
     ) -> np.ndarray:
         """Decode the sum, move the shared state by the weighted mean, record what the server learnt, go on."""
         decoded = session.plan.codec.decode(total.total)
@@ -89,15 +83,15 @@ class Coordinator:
         self._advance(self.round + 1, 1)
         return shared
 
-    def abort(self, session: ServerSessionBase, reason: ProtocolError, seconds: dict[str, float]) -> None:
-        """Record a failed attempt and open the next.
+    def abort(self, session: ServerJournal, reason: ProtocolError, seconds: dict[str, float]) -> None:
+        """Record a failed attempt and open the next; interrupted in between, the attempt goes on instead.
 
         Raises:
             ProtocolError: ``reason``, after the last attempt that the settings allow; a resumed run makes one more.
         """
         self._archive(session)
         self._folder.metrics.record(
-            ("kind", "round", "attempt"),
+            ("round", "attempt"),
             kind="aborted",
             round=self.round,
             attempt=self.attempt,
@@ -114,8 +108,9 @@ class Coordinator:
         """Sum the run up from what the server itself has seen; ``seconds`` is training and protocol, all attempts."""
         lines = self._folder.metrics.lines()
         done = [line for line in lines if line["kind"] != "aborted"]
-        session = lookup(self._settings.aggregation.protocol).server
-        plan = session.from_bytes(self._session_path.read_bytes(), self.identity).plan
+        last = self._restored()
+        assert last is not None  # the closing round's
+        plan = last.plan
         summary = {
             "name": self._settings.name,
             "run": self._run.hex(),
@@ -141,7 +136,11 @@ class Coordinator:
 
     @property
     def _session_path(self) -> Path:
-        return self._folder.state / "session.cbor"
+        return self._folder.state / "session.sqlite"
+
+    def _restored(self) -> ServerJournal | None:
+        half = lookup(self._settings.aggregation.protocol).server
+        return ServerJournal.restore(self._session_path, half, self.identity)
 
     def _plan(self, agreed: Agreed, shared: np.ndarray, kind: str) -> Plan:
         return proposal(
@@ -155,11 +154,11 @@ class Coordinator:
         )
 
     def _record(
-        self, kind: str, session: ServerSessionBase, total: RingSum, decoded: Decoded, seconds: dict[str, float]
+        self, kind: str, session: ServerJournal, total: RingSum, decoded: Decoded, seconds: dict[str, float]
     ) -> None:
         evaluation = evaluation_of(decoded.counters)
         self._folder.metrics.record(
-            ("kind", "round", "attempt"),
+            ("round", "attempt"),
             kind=kind,
             round=self.round,
             attempt=self.attempt,
@@ -176,7 +175,7 @@ class Coordinator:
             seconds=_rounded(seconds),
         )
 
-    def _archive(self, session: ServerSessionBase) -> None:
+    def _archive(self, session: ServerJournal) -> None:
         name = f"round-{self.round:04d}-attempt-{self.attempt}.cbor"
         write(self._folder.path / "transcript" / name, session.transcript.to_bytes())
 

@@ -13,16 +13,16 @@ import numpy as np
 
 from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Update
-from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.journal import ClientJournal, remembered
 from fedvlm_secure.federation.rounds import counters, model_hash, policy_of, weight_of
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
-from fedvlm_secure.secagg.client import ClientSessionBase, fingerprint
+from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import member, open_roster, read_roster
-from fedvlm_secure.secagg.session import Memory
 from fedvlm_secure.training import Evaluation, Split, StepInfo, TrainSettings, evaluate, train
 
 OnStep = Callable[[StepInfo], None]
@@ -37,36 +37,6 @@ class Rows:
     test: Split
     question_only: float
     description: str
-
-
-class DurableClient:
-    """A client session whose state is on disk before its reply leaves, and after it has refused."""
-
-    def __init__(self, session: ClientSessionBase, path: Path) -> None:
-        self._session, self._path = session, path
-
-    @property
-    def memory(self) -> Memory:
-        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
-        return self._session.memory
-
-    def reply(self, request: bytes) -> bytes:
-        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
-        try:
-            reply = self._session.reply(request)
-        except ProtocolError:
-            self._persist()
-            raise
-        # Nothing else is written: an interruption in the midst of a transition goes back to the state before it.
-        self._persist()
-        return reply
-
-    def to_bytes(self) -> bytes:
-        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
-        return self._session.to_bytes()
-
-    def _persist(self) -> None:
-        write(self._path, self._session.to_bytes(), PRIVATE)
 
 
 class Participant:
@@ -124,10 +94,11 @@ class Participant:
         """
         round_index, tries = place[0], 1
         if self._pending_path.exists():
-            pending, memory = Pending.load(self._pending_path), self._memory()
+            pending = Pending.load(self._pending_path)
+            memory, plan = remembered(self._session_path)
             if pending.round == round_index:
                 answered = fingerprint(pending.update) in memory.answered
-                if not answered or (memory.round, memory.attempt) == place:
+                if not answered or (plan is not None and plan.place == place):
                     return
                 tries = pending.tries + 1
         standing = self._standing(round_index - 1)
@@ -157,7 +128,7 @@ class Participant:
         update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation))
         Pending(round_index, 1, update, standing.personal).save(self._pending_path)
 
-    def session(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> DurableClient:
+    def session(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> ClientJournal:
         """This hospital's half of one attempt, as it was left if the attempt had begun.
 
         Args:
@@ -175,12 +146,7 @@ class Participant:
         model = model_hash(self._base, self._adapter.settings, layout, shared)
         party = Party(self.name, self.identity, members, policy_of(self._settings.policy), model)
         kind = lookup(self._settings.aggregation.protocol).client
-        memory = self._memory()
-        if (memory.round, memory.attempt) == place:
-            session = kind.from_bytes(self._session_path.read_bytes(), party, pending.update)
-        else:
-            session = kind(party, pending.update, memory)
-        return DurableClient(session, self._session_path)
+        return ClientJournal(self._session_path, kind, party, pending.update, place)
 
     def adopt(self, round_index: int, shared: np.ndarray) -> Evaluation:
         """Take over the round's new shared state, keep the personal tensors just trained, and look how that does."""
@@ -234,7 +200,7 @@ class Participant:
 
     @property
     def _session_path(self) -> Path:
-        return self._folder.state / "session.cbor"
+        return self._folder.state / "session.sqlite"
 
     def _standing(self, round_index: int) -> Standing:
         standing = Standing.load(self._standing_path)
@@ -272,21 +238,13 @@ class Participant:
 
     def _record_encoding(self, pending: Pending) -> None:
         """Tell the owner whether the round's plan was too narrow for its update."""
-        if not self._session_path.exists():
-            return
-        plan = ClientSessionBase.plan_of(self._session_path.read_bytes())
+        _, plan = remembered(self._session_path)
         if plan is None or plan.round != pending.round:
             return
         saturated, clipped = plan.codec.saturation(pending.update)
         self._folder.metrics.record(
             ("stage", "round"), round=pending.round, stage="encoding", saturated=saturated, clipped=clipped
         )
-
-    def _memory(self) -> Memory:
-        """What the last session left to remember."""
-        if not self._session_path.exists():
-            return Memory()
-        return ClientSessionBase.memory_of(self._session_path.read_bytes())
 
     def _train_settings(self) -> TrainSettings:
         return TrainSettings(**self._settings.training.model_dump())

@@ -6,7 +6,7 @@ state and request into the next state and the answer. A used state is gone, so i
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -66,7 +66,10 @@ class Closed:
     other words would be an experiment on this client. Whom a next attempt leaves out is the coordinator's decision.
     """
 
-    reason: str
+    clause: str
+    party: str
+    phase: str
+    detail: str
 
 
 Answer = tuple[object, list[bytes]]  # the body of a reply, and the chunks that follow its envelope
@@ -135,6 +138,13 @@ class ClientSessionBase:
     def plan(self) -> Plan | None:
         """The plan this session has begun, if any."""
         return self._plan
+
+    @property
+    def refusal(self) -> ProtocolError | None:
+        """The error that closed this session, if one did."""
+        if not isinstance(self._state, Closed):
+            return None
+        return ProtocolError(**asdict(self._state), round=None if self._plan is None else self._plan.place)
 
     def reply(self, request: bytes) -> bytes:
         """See :meth:`fedvlm_secure.secagg.session.ClientSession.reply`."""
@@ -236,10 +246,10 @@ class ClientSessionBase:
         try:
             return step.transition(turn, self._state, body)
         except ProtocolError as error:
-            self._state = Closed(str(error))
+            self._state = Closed(error.clause, error.party, error.phase, error.detail)
             raise
 
     def _remember(self, plan: Plan) -> None:
-        self._memory = replace(self._memory, run=plan.run, round=plan.round, attempt=plan.attempt)
+        self._memory = replace(self._memory, begun={**self._memory.begun, plan.run.hex(): plan.place})
         if isinstance(self._state, Finished) and self._update.values.size:
             self._memory = replace(self._memory, answered=(*self._memory.answered, self._fingerprint))

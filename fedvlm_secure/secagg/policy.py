@@ -94,7 +94,7 @@ def _ring_fits(plan: Plan) -> bool:
 
 
 def _is_news(plan: Plan, memory: Memory) -> bool:
-    return min(plan.place) >= 1 and (plan.run != memory.run or plan.place > (memory.round, memory.attempt))
+    return min(plan.place) >= 1 and plan.place > memory.begun.get(plan.run.hex(), ())
 
 
 def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:

@@ -7,7 +7,7 @@ refuses further use.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -97,15 +97,12 @@ class ClientSession(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What outlives an attempt at the client: the last plan it began, and fingerprints of answered updates.
+    """What outlives an attempt at the client: the last plan it began in every run, and which updates it answered for.
 
     Attributes:
-        run: the run of the last plan begun, 16 bytes; empty before the first.
-        round, attempt: that plan's place in its run. Plans must come in increasing order (P-2.7).
+        begun: (round, attempt) of the last plan begun, by the run in hex. Plans must come in increasing order (P-2.7).
         answered: fingerprints of updates whose ``unmask`` was answered; they are never sent again (P-7.5).
     """
 
-    run: bytes = b""
-    round: int = 0
-    attempt: int = 0
+    begun: dict[str, tuple[int, ...]] = field(default_factory=dict)
     answered: tuple[bytes, ...] = ()

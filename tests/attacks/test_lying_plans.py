@@ -109,16 +109,33 @@ def test_a_replayed_plan(place, sound):
     federation = Federation(clients=6)
     table = federation.table().play_until(m.SHARES)
     memory: Memory = table.clients[VICTIM].memory
-    assert (memory.round, memory.attempt) == (3, 2)
+    assert memory.begun == {federation.plan.run.hex(): (3, 2)}
     federation.memories[VICTIM] = memory
     plan: Plan = replace(federation.plan, round=place[0], attempt=place[1])
     client, request = federation.client(VICTIM), federation.says(m.KEYS, VICTIM, plan, plan)
     if sound:
         assert client.reply(request)
-        assert (client.memory.round, client.memory.attempt) == place
+        assert client.memory.begun == {plan.run.hex(): place}
     else:
         refused(lambda: client.reply(request), "P-2.7", SERVER)
         assert client.memory == memory
+
+
+def test_a_plan_of_an_older_run():
+    """Another run in between changes nothing: what was begun in each is remembered."""
+    federation = Federation(clients=6)
+    for run in (b"a", b"b"):
+        plan: Plan = replace(federation.plan, run=run * 16)
+        client = federation.client(VICTIM)
+        client.reply(federation.says(m.KEYS, VICTIM, plan, plan))
+        federation.memories[VICTIM] = client.memory
+    for run, attempt, sound in ((b"a", 2, False), (b"b", 2, False), (b"a", 3, True), (b"c", 1, True)):
+        plan = replace(federation.plan, run=run * 16, attempt=attempt)
+        client, request = federation.client(VICTIM), federation.says(m.KEYS, VICTIM, plan, plan)
+        if sound:
+            assert client.reply(request)
+        else:
+            refused(lambda: client.reply(request), "P-2.7", SERVER)  # noqa: B023  # called at once
 
 
 def test_a_client_shown_another_model_is_alone_with_it():

@@ -344,9 +344,9 @@ def test_an_existing_run_is_not_overwritten(settings: Callable[..., Settings], t
 def test_damaged_state_is_a_clear_error(settings: Callable[..., Settings], tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         local.run(settings(), tmp_path / "run", observer=Interrupter(14))
-    saved = tmp_path / "run/coordinator/state/session.cbor"
+    saved = tmp_path / "run/coordinator/state/session.sqlite"
     assert saved.exists()
-    saved.write_bytes(saved.read_bytes()[:-1])
+    saved.write_bytes(saved.read_bytes()[:-4096])
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     with pytest.raises(MisuseError, match="damaged"):
         local.resume(tmp_path / "copy")

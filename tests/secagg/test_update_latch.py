@@ -21,7 +21,7 @@ def after_a_round(dimension: int = 40) -> tuple[Federation, Memory]:
 
 def test_memory_names_the_plan_and_the_update():
     federation, memory = after_a_round()
-    assert (memory.run, memory.round, memory.attempt) == (federation.plan.run, 3, 2)
+    assert memory.begun == {federation.plan.run.hex(): (3, 2)}
     assert len(memory.answered) == 1
     table = federation.table()
     table.finish()
