@@ -10,8 +10,7 @@ from pairwise_model import Model, Rule, Setting, p_2_4_settings, subsets
 from pairwise_search import Search, TwoAttempts, two_attempts
 from pairwise_servers import as_prescribed, in_turn
 
-# Reachable states of one attempt, by clients, colluders, threshold and min_survivors. They are what a count finds that
-# enumerates each client's own states and keeps the combinations in which everything a client was sent exists.
+# Reachable states of one attempt, by clients, colluders, threshold and min_survivors: a changed model is noticed.
 STATES = {
     (3, 0, 2, 2): 1_475,
     (3, 0, 2, 3): 66,
