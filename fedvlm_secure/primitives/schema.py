@@ -22,14 +22,16 @@ _Reader = Callable[[Any, str], Any]
 
 def to_wire(value: Any) -> Any:
     """The plain value for ``value``: a dataclass becomes a map from field name to plain value."""
+    if isinstance(value, bytes | str | int | None):
+        return value
     if isinstance(value, Secret):
         return value.reveal()
-    if dataclasses.is_dataclass(value):
-        return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [to_wire(item) for item in value]
     if isinstance(value, dict):
         return {key: to_wire(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
 
 

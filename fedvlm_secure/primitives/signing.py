@@ -9,7 +9,7 @@ from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import derive
 from fedvlm_secure.primitives.sealing import SealingKey
 from fedvlm_secure.primitives.secret import Secret
-from fedvlm_secure.primitives.wire import encode
+from fedvlm_secure.primitives.wire import canonical
 
 SIGNATURE_BYTES = 64
 
@@ -64,4 +64,4 @@ def check_public(public: bytes) -> None:
 
 
 def _signed(purpose: str, message: bytes) -> bytes:
-    return encode([SPEC_VERSION, purpose, message])
+    return canonical([SPEC_VERSION, purpose, message])

@@ -13,7 +13,7 @@ from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import SIGNATURE_BYTES, Identity, SignatureError, verify
-from fedvlm_secure.primitives.wire import Limits, WireError, encode
+from fedvlm_secure.primitives.wire import Limits, WireError, canonical
 from fedvlm_secure.secagg.session import ClientId
 
 T = TypeVar("T")
@@ -142,4 +142,4 @@ class Expected:
 
 
 def _signed(phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: bytes) -> bytes:
-    return encode([phase, plan, sender, recipient, body])
+    return canonical([phase, plan, sender, recipient, body])
