@@ -159,8 +159,6 @@ def verify(
     if consortium is not None:
         trusted = _hex(consortium) if _is_hex(consortium) else _key_of(Path(consortium), CONSORTIUM)
     old = None if previous is None else rosterfile.read_signed(previous, trusted)
-    if trusted is None and old is not None:
-        trusted = old.consortium
     checked = rosterfile.read_signed(roster, trusted, None if pin is None else _hex(pin))
     if old is not None:
         check_succession(old, checked)

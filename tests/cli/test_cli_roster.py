@@ -61,6 +61,7 @@ def test_a_key_is_secret_and_its_public_half_is_not(call: Call) -> None:
     assert "st-mary.pub exists" in call("key st-mary", 2)
     assert not Path("st-mary.key").exists()
     assert "cannot name" in call("key St.Mary", 2)
+    assert not Path("St.Mary.key").exists()
 
 
 def test_the_whole_life_of_a_roster(call: Call, signed: Path) -> None:
@@ -112,6 +113,10 @@ def test_a_draft_never_passes_for_a_roster(call: Call, signed: Path) -> None:
 def test_what_does_not_verify_exits_with_6(call: Call, signed: Path) -> None:
     whole = signed.read_bytes()
     call("key consortium --out other.key")
+    call("new other.cbor --consortium other.pub --server server.pub --expires 2099-01-01")
+    call("renew other.cbor --expires 2099-01-02")
+    call("sign other.cbor --key other.key")
+    assert "R-6" in call("verify roster.cbor --previous other.cbor", 6)
     assert "R-2" in call("verify roster.cbor --consortium other.pub", 6)
     assert "R-3" in call(f"verify roster.cbor --pin {'0' * 64}", 6)
     for position in range(0, len(whole), 97):
