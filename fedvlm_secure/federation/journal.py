@@ -6,6 +6,7 @@ state beside a newer one is refused. Restoring an old copy of such a file takes 
 to do again: a lost file ends the client's run, a copy must not replace it.
 """
 
+import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator
@@ -153,6 +154,7 @@ class ServerJournal:
         with self._written() as rows:
             rows.execute("INSERT OR REPLACE INTO snapshot VALUES (0, ?)", (self._session.to_bytes(),))
             rows.execute("DELETE FROM reply")
+        self._database.forget()
 
     @contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
@@ -263,8 +265,7 @@ class _Database:
 
     def __init__(self, path: Path, form: _Form) -> None:
         if not path.exists():
-            # Whole from the start, and for its owner only: a file without its tables is a damaged one.
-            write(path, _empty(form), PRIVATE)
+            _create(path, form)
         self._path, self._version = path, None
         with self._explained():
             self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -291,6 +292,11 @@ class _Database:
                     with suppress(sqlite3.Error):  # the first error is the one to tell
                         self._connection.rollback()
 
+    def forget(self) -> None:
+        """Cut the write-ahead log, so that what is deleted has left the disk and not only the tables."""
+        with self._explained():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def _check_version(self) -> None:
         """Two processes with one state would answer one request in two ways."""
         version = self._connection.execute("PRAGMA data_version").fetchone()
@@ -303,23 +309,35 @@ class _Database:
         try:
             yield
         except (sqlite3.Error, OverflowError, WireError, ProtocolError) as error:
-            name = getattr(error, "sqlite_errorname", "")
+            name = getattr(error, "sqlite_errorname", type(error).__name__)
             advice = next((say for code, say in _ADVICE.items() if name.startswith(code)), _DAMAGED)
             raise MisuseError(f"{self._path}: {error}: {advice}") from error
 
 
+_TOO_BIG = "SQLite holds no state of this size; begin another run, with fewer clients or fewer shared parameters"
 _ADVICE = {
     "SQLITE_FULL": "free some space on its disk, then resume",
     "SQLITE_BUSY": "another process is using it; wait for that or end it, then resume",
     "SQLITE_IOERR": "see to its disk, then resume",
     "SQLITE_READONLY": "make the file and its folder writable, then resume",
     "SQLITE_CANTOPEN": "make the file and its folder readable and writable, then resume",
+    "SQLITE_TOOBIG": _TOO_BIG,
+    "OverflowError": _TOO_BIG,
 }
 _DAMAGED = "the saved session is damaged; begin another run"
 
 
+def _create(path: Path, form: _Form) -> None:
+    """Make the file, whole from the start, for its owner only, and once: a file without its tables is a damaged one."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(scratch, _empty(form), PRIVATE)
+    with suppress(FileExistsError):  # another process was faster; unlike a rename, this leaves its file alone
+        os.link(scratch, path)
+    scratch.unlink()
+
+
 def _empty(form: _Form) -> bytes:
-    """A new file. Space that is freed leaves it at once: it grows to the largest phase, and shrinks again."""
+    """What a new file holds. Space that is freed leaves it at once: it grows to the largest phase and shrinks again."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(
             f"PRAGMA auto_vacuum = FULL; PRAGMA application_id = {form.application}; {form.tables}"
