@@ -218,8 +218,13 @@ def _check_folder(folder: RunDirectory, settings: Settings, resume: bool) -> Non
             )
         if Settings.from_toml(folder.settings) != settings:
             raise MisuseError(f"{folder.path} began with other settings; a resumed run keeps those in settings.toml")
-    elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    elif folder.path.exists() and (not folder.path.is_dir() or any(map(_is_foreign, folder.path.iterdir()))):
         raise MisuseError(f"{folder.path} is not empty and holds no run; name another with --out")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether the path is anything but what is left of a run that was killed while it wrote its very first file."""
+    return path.name != "settings.toml.part"
 
 
 def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _Federation:

@@ -14,9 +14,12 @@ from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError, VerificationError
+from fedvlm_secure.federation.coordinator import Coordinator
+from fedvlm_secure.federation.journal import ServerJournal
+from fedvlm_secure.federation.participant import Participant
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.federation.standing import Pending
+from fedvlm_secure.federation.standing import Pending, Standing
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.roster import member, read_roster, sign_roster
 
@@ -201,6 +204,68 @@ def test_an_interruption_between_two_answers_to_unmask(
     assert [(line["kind"], line["round"], line["attempt"]) for line in lines][1] == ("training", 2, 1)
 
 
+STEPS = [
+    (Pending, "save"),
+    (ServerJournal, "begin"),
+    (ServerJournal, "aggregate"),
+    (Coordinator, "_save_global"),
+    (Coordinator, "_archive"),
+    (Coordinator, "_record"),
+    (Coordinator, "_advance"),
+    (Participant, "_record_encoding"),
+    (Standing, "save"),
+]
+
+
+def test_an_interruption_after_any_step_of_a_round(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.run(settings(), tmp_path / "whole")
+    run = tmp_path / "pieces"
+    for owner, step in STEPS:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, step, stopping_after(getattr(owner, step)))
+            with pytest.raises(StoppedError):
+                local.run(settings(), run, resume=run.exists())
+    local.resume(run)
+    assert final_state(run) == final_state(tmp_path / "whole")
+    lines = RunDirectory(run).coordinator.metrics.lines()
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines] == [
+        ("training", 1, 1),
+        ("training", 2, 1),
+        ("evaluation", 3, 1),
+    ]
+
+
+def stopping_after(step: Callable[..., object]) -> Callable[..., object]:
+    def stopping(*args: object, **named: object) -> object:
+        step(*args, **named)
+        raise StoppedError
+
+    return stopping
+
+
+def test_an_abort_that_was_interrupted_did_not_happen(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt goes on, here with those who were silent before, and there is one line of it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client < "site-c"
+        )
+        patched.setattr(Coordinator, "_advance", stopping_after(lambda self, round_index, attempt: None))
+        with pytest.raises(StoppedError):
+            local.run(settings(), tmp_path / "run")
+    assert RunDirectory(tmp_path / "run").coordinator.metrics.lines()[-1]["kind"] == "aborted"
+    local.resume(tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert [(line["kind"], line["round"], line["attempt"]) for line in lines] == [
+        ("training", 1, 1),
+        ("training", 2, 1),
+        ("evaluation", 3, 1),
+    ]
+
+
 def test_dropouts_leave_the_survivors_sum(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +388,20 @@ def test_nothing_is_written_among_other_files(settings: Callable[..., Settings],
     with pytest.raises(MisuseError, match="not empty"):
         local.run(settings(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_was_killed_at_its_first_file_begins_again(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(scratch: Path, path: Path) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(StoppedError):
+            local.run(settings(), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.toml.part"]
+    local.run(settings("rounds=1"), tmp_path / "run")
 
 
 def test_a_resumed_run_keeps_its_settings(settings: Callable[..., Settings], tmp_path: Path) -> None:
