@@ -187,11 +187,15 @@ class Attacker:
 
     def vector_of(self, name: str) -> np.ndarray:
         """One client's integers, its masks removed: int64 [layout.size]; raises :class:`NotEnoughError`."""
-        masks = [self.bound.self_mask(self.seed(m.SELF_MASK, name), name)]
-        masks += [self.pair_mask(name, peer) for peer in self.masked_with[name]]
-        words = self.uploads[name].copy()
-        apply_masks(words, [mask.inverse for mask in masks])
+        words = self.without_pair_masks(name)
+        apply_masks(words, [self.bound.self_mask(self.seed(m.SELF_MASK, name), name).inverse])
         return self.plan.ring.to_signed(words)
+
+    def without_pair_masks(self, name: str) -> Words:
+        """One client's masked vector, only its self mask left; raises :class:`NotEnoughError`."""
+        words = self.uploads[name].copy()
+        apply_masks(words, [self.pair_mask(name, peer).inverse for peer in self.masked_with[name]])
+        return words
 
 
 def attack(federation: Federation, colluders: Collection[str] = (COLLUDER,), **changes: object) -> Attacker:

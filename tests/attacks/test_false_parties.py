@@ -207,6 +207,8 @@ def test_revoked_member_off(federation):
 def test_revoked_member_on(federation):
     old, new = federation.roster, next_version(federation)
     refuses(federation, lambda: revoked_member(federation, new), "P-2.2", m.KEYS)
+    with_new_key = new.with_member(member(REVOKED, identity("its next key")))
+    refuses(federation, lambda: revoked_member(federation, with_new_key), "P-2.2", m.KEYS)
     federation.plan = replace(federation.plan, roster=new.hash)  # the right roster, and still the revoked member
     refuses(federation, lambda: revoked_member(federation, new), "P-2.2", m.KEYS)
     signed = sign_roster(old, identity(CONSORTIUM))

@@ -3,6 +3,7 @@
 Each runs twice: with its rules off, and no others, the victim's vector comes out; with them on the client refuses.
 """
 
+import numpy as np
 import pytest
 from attacker import (
     ALL,
@@ -223,7 +224,8 @@ def test_delayed_upload_off(federation, monkeypatch):
 
 def test_delayed_upload_on(federation):
     attacker = delayed_upload(federation)
-    assert attacker.seed(m.MASK_SEED, VICTIM)  # a dropped client's, as it should be
+    still_masked = federation.plan.ring.to_signed(attacker.without_pair_masks(VICTIM))
+    assert not np.array_equal(still_masked, federation.plan.codec.encode(federation.updates[VICTIM]).integers)
     with pytest.raises(NotEnoughError, match=f"1 shares of {VICTIM}'s self-mask seed"):
         attacker.vector_of(VICTIM)
     # Its own share would be the second; it does not answer for a list that only the colluder has signed besides.
