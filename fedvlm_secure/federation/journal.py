@@ -45,10 +45,11 @@ class _Form:
     tables: str
 
 
-# One row a reply: a write-ahead log costs one sync of the disk each. Nothing here is more secret than what was sent.
+# Many replies: a write-ahead log costs one sync of the disk each. It is cut at the end of a phase, so that most of what
+# it holds is never written a second time. Nothing here is more secret than what was sent, and need not be overwritten.
 _SERVER = _Form(
     0x66765331,
-    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL",
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA secure_delete = OFF",
     "CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 0), state BLOB NOT NULL);"
     "CREATE TABLE reply (number INTEGER PRIMARY KEY, client TEXT NOT NULL, message BLOB NOT NULL)",
 )
