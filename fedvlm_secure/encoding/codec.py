@@ -123,13 +123,18 @@ class Codec:
         return scaled, saturated, clipped
 
     def decode(self, total: NDArray[np.int64]) -> Decoded:
-        """The weighted mean from the signed sum [layout.size] of encoded updates.
+        """The weighted mean from the signed sum [layout.size] of encoded updates; raises as :meth:`counted` does."""
+        counters, participants = self.counted(total)
+        scaled: Floats = total[: self.layout.update].astype(np.float64) * (self.step / counters["weight"])
+        return Decoded(unrotate(scaled, self.seed), counters, participants)
+
+    def counted(self, total: NDArray[np.int64]) -> tuple[dict[str, int], int]:
+        """The counters' sums, and how many clients took part.
 
         Raises:
             GarbageSumError: the checks are not (count, 0, 0) or a counter exceeds what the count allows.
         """
-        size = self.layout.update
-        *sums, participants, zero, other_zero = (int(value) for value in total[size:])
+        *sums, participants, zero, other_zero = (int(value) for value in total[self.layout.update :])
         if participants < 1 or zero != 0 or other_zero != 0:
             raise GarbageSumError(f"check coordinates sum to ({participants}, {zero}, {other_zero})")
         counters = {counter.name: value for counter, value in zip(self.layout.counters, sums, strict=True)}
@@ -138,9 +143,7 @@ class Codec:
                 raise GarbageSumError(f"counter {counter.name} sums to {counters[counter.name]}")
         if counters["weight"] < participants:
             raise GarbageSumError(f"{participants} participants with a total weight of {counters['weight']}")
-        scaled: Floats = total[:size].astype(np.float64) * (self.step / counters["weight"])
-        mean = unrotate(scaled, self.seed)
-        return Decoded(mean, counters, participants)
+        return counters, participants
 
     def check(self, update: Update) -> tuple[Floats, list[int]]:
         """The update's values as float64 and its counters in the layout's order; raises as :meth:`encode` does."""

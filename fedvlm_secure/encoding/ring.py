@@ -62,4 +62,6 @@ class Ring:
         # Reading whole words at a stride of b/8 bytes is five times faster than widening every value first.
         padded = np.zeros(len(data) + self.word.itemsize - self.value_bytes, np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        return np.ndarray((count,), self.word, padded.data, strides=(self.value_bytes,))
+        words = np.ndarray((count,), self.word, padded.data, strides=(self.value_bytes,))
+        words.flags.writeable = False  # its words overlap
+        return words

@@ -21,7 +21,13 @@ _Reader = Callable[[Any, str], Any]
 
 
 def to_wire(value: Any) -> Any:
-    """The plain value for ``value``: a dataclass becomes a map from field name to plain value."""
+    """The plain value for ``value``: a dataclass becomes a map from field name to plain value.
+
+    Raises:
+        WireError: the format has no place for something in it.
+    """
+    if isinstance(value, int) and not 0 <= value < 1 << 64:
+        raise WireError(f"no wire form for {value}")
     if isinstance(value, bytes | str | int | None):
         return value
     if isinstance(value, Secret):
@@ -32,7 +38,7 @@ def to_wire(value: Any) -> Any:
         return {key: to_wire(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
         return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return value
+    raise WireError(f"no wire form for a {type(value).__name__}")
 
 
 def from_wire(cls: type[T], value: Any) -> T:
@@ -111,7 +117,7 @@ def _dataclass_reader(cls: type) -> _Reader:
         fields = _exactly(dict, value, where)
         if fields.keys() != readers.keys():
             odd = sorted(fields.keys() ^ readers.keys())[:4]
-            raise WireError(f"{where} has other fields than it should: {', '.join(odd)[:200]}")
+            raise WireError(f"{where} has other fields than it should: {', '.join(map(repr, odd))[:200]}")
         return cls(**{name: reader(fields[name], f"{where}.{name}") for name, reader in readers.items()})
 
     return read

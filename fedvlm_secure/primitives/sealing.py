@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hpke import (
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import Context, derive
 from fedvlm_secure.primitives.secret import Secret
-from fedvlm_secure.primitives.wire import canonical
+from fedvlm_secure.primitives.wire import encode
 
 _MLKEM_PUBLIC, _X25519_PUBLIC, _MLKEM_SEED = 1184, 32, 64
 _MLKEM_CIPHERTEXT, _TAG = 1088, 16
@@ -84,4 +84,4 @@ def check_public(public: bytes) -> None:
 
 
 def _info(purpose: str, context: tuple[Context, ...]) -> bytes:
-    return canonical([SPEC_VERSION, purpose, *context])
+    return encode([SPEC_VERSION, purpose, *context])

@@ -1,6 +1,7 @@
 """Ed25519 identities (RFC 8032). A signature covers version, purpose and message, never bare bytes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -9,7 +10,7 @@ from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import derive
 from fedvlm_secure.primitives.sealing import SealingKey
 from fedvlm_secure.primitives.secret import Secret
-from fedvlm_secure.primitives.wire import canonical
+from fedvlm_secure.primitives.wire import encode
 
 SIGNATURE_BYTES = 64
 
@@ -23,7 +24,7 @@ class SignatureError(ValueError):
     """The signature is not the named key's signature of this message for this purpose."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Identity:
     """A party's long-term keys, all of them functions of one 32-byte secret: the Ed25519 seed."""
 
@@ -34,19 +35,23 @@ class Identity:
         """A fresh identity from the operating system's randomness."""
         return cls(Secret.generate())
 
-    @property
+    @cached_property
     def public(self) -> bytes:
         """The 32-byte public signing key."""
-        return Ed25519PrivateKey.from_private_bytes(self.seed.reveal()).public_key().public_bytes_raw()
+        return self._key.public_key().public_bytes_raw()
 
-    @property
+    @cached_property
     def sealing(self) -> SealingKey:
         """The key pair to which others seal what only this party may read, whatever the round."""
         return SealingKey(derive(self.seed, "member-sealing"))
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """The 64-byte signature over (version, purpose, message)."""
-        return Ed25519PrivateKey.from_private_bytes(self.seed.reveal()).sign(_signed(purpose, message))
+        return self._key.sign(_signed(purpose, message))
+
+    @cached_property
+    def _key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.seed.reveal())
 
 
 def verify(public: bytes, purpose: str, message: bytes, signature: bytes) -> None:
@@ -64,4 +69,4 @@ def check_public(public: bytes) -> None:
 
 
 def _signed(purpose: str, message: bytes) -> bytes:
-    return canonical([SPEC_VERSION, purpose, message])
+    return encode([SPEC_VERSION, purpose, message])

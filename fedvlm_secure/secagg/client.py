@@ -125,7 +125,7 @@ class ClientSessionBase:
         if not isinstance(update.values, np.ndarray) or update.values.dtype not in (np.float32, np.float64):
             raise MisuseError("an update's values must be a numpy array of float32 or float64")
         self._fingerprint = fingerprint(update)
-        # An empty update (a strategy that shares nothing) has no values to protect from a second sum.
+        # An empty update (a strategy that shares nothing) is counters only; those repeat in any case (ADR 4).
         if update.values.size and self._fingerprint in self._memory.answered:
             raise MisuseError("this update is part of a sum that was already unmasked (P-7.5); train again to send one")
 
@@ -201,7 +201,9 @@ class ClientSessionBase:
             raise MisuseError(f"the saved session is of protocol {record.protocol!r}, not {cls.protocol!r}")
         if memory is not None and memory != record.memory:
             raise MisuseError("the saved session was overtaken by a later attempt (P-7.5); open one for that attempt")
-        session = cls(party, update)
+        session, plan = cls(party, update), record.plan
+        if plan is not None and (plan.roster, plan.model) != (party.roster.hash, party.model):
+            raise MisuseError("the saved session was opened with another roster or model")
         if session._fingerprint != record.update:
             raise MisuseError("the saved session was opened with another update")
         session._state = unpack(states[record.state], record.fields.reveal(), STATE_LIMITS)
@@ -239,6 +241,9 @@ class ClientSessionBase:
         if plan.protocol != self.protocol:
             raise expected.fault("P-2.6", f"proposes protocol {plan.protocol[:40]!r} to a session of {self.protocol!r}")
         check_plan(plan, self._party, self._memory, expected.phase)
+        names = {counter.name for counter in plan.layout.counters}
+        if plan.layout.update != self._update.values.size or names != set(self._update.counters):
+            raise replace(expected, place=plan.place).fault("P-2.5", "its layout is not that of this client's update")
         plan.codec.check(self._update)
         return plan
 

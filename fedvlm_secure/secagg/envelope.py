@@ -13,7 +13,7 @@ from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import SIGNATURE_BYTES, Identity, SignatureError, verify
-from fedvlm_secure.primitives.wire import Limits, WireError, canonical
+from fedvlm_secure.primitives.wire import Limits, WireError, encode
 from fedvlm_secure.secagg.session import ClientId
 
 T = TypeVar("T")
@@ -62,7 +62,13 @@ def split(message: bytes) -> list[memoryview]:
 
 def seal(identity: Identity, phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: object) -> bytes:
     """A signed envelope around a message dataclass, as canonical bytes."""
-    packed = pack(body)
+    return seal_packed(identity, phase, plan, sender, recipient, pack(body))
+
+
+def seal_packed(
+    identity: Identity, phase: str, plan: bytes, sender: ClientId, recipient: ClientId, packed: bytes
+) -> bytes:
+    """As :func:`seal`, around a message that is packed already."""
     signature = identity.sign("envelope", _signed(phase, plan, sender, recipient, packed))
     return pack(Envelope(phase, plan, sender, recipient, packed, signature))
 
@@ -142,4 +148,4 @@ class Expected:
 
 
 def _signed(phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: bytes) -> bytes:
-    return canonical([phase, plan, sender, recipient, body])
+    return encode([phase, plan, sender, recipient, body])

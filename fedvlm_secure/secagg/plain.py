@@ -7,8 +7,9 @@ from fedvlm_secure.encoding.ring import Words
 from fedvlm_secure.secagg.client import Answer, ClientSessionBase, Finished, Ready, Step, Turn
 from fedvlm_secure.secagg.envelope import Expected
 from fedvlm_secure.secagg.plan import Plan
-from fedvlm_secure.secagg.server import ServerSessionBase, upload_frames
+from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId
+from fedvlm_secure.secagg.upload import upload_frames
 
 NAME = "plain"
 INPUT = "input"

@@ -1,6 +1,7 @@
 """What a client accepts. It recomputes what the plan claims, and never trusts a number because the server sent it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
@@ -54,22 +55,23 @@ def check_plan(plan: Plan, party: Party, memory: Memory, phase: str) -> None:
         ProtocolError: the plan contradicts itself, the roster, the client's own model or its memory.
         PolicyRefusalError: the plan is sound but weaker than ``policy``.
     """
-    for clause, sound, detail in (
-        ("P-2.1", plan.spec == SPEC_VERSION, f"speaks {plan.spec[:40]!r}, this client {SPEC_VERSION!r}"),
-        ("P-2.2", plan.roster == party.roster.hash, "names a roster that is not the pinned one"),
-        (
-            "P-2.2",
-            _cohort_is_sound(plan, party.roster, party.name),
-            "the cohort must be sorted members of the roster, and hold us",
-        ),
-        ("P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"),
-        ("P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"),
-        ("P-2.5", _ring_fits(plan), f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort"),
-        ("P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"),
-    ):
+    for clause, sound, detail in _rules(plan, party, memory):
         if not sound:
             raise ProtocolError(clause, party=SERVER, phase=phase, detail=detail, round=plan.place)
     _check_floors(plan, party.policy, phase)
+
+
+def _rules(plan: Plan, party: Party, memory: Memory) -> Iterator[tuple[str, bool, str]]:
+    """Clause, whether the plan satisfies it, and what to say if not; lazily, since later ones rely on earlier ones."""
+    yield "P-2.1", plan.spec == SPEC_VERSION, f"speaks {plan.spec[:40]!r}, this client {SPEC_VERSION!r}"
+    yield "P-2.2", plan.roster == party.roster.hash, "names a roster that is not the pinned one"
+    cohort = _cohort_is_sound(plan, party.roster, party.name)
+    yield "P-2.2", cohort, "the cohort must be sorted members of the roster, and hold us"
+    yield "P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"
+    yield "P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"
+    ring = f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort, or the clip norm is unusable"
+    yield "P-2.5", _ring_fits(plan), ring
+    yield "P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"
 
 
 def _cohort_is_sound(plan: Plan, roster: Roster, me: ClientId) -> bool:

@@ -28,7 +28,7 @@ NEVER = 253_402_300_799  # the end of the year 9999, the latest that calendars o
 LIMITS = Limits(max_bytes=32 << 20, max_depth=4, max_items=1 << 17)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
-_RESERVED = (SERVER, COHORT, CONSORTIUM)
+_RESERVED = (SERVER, COHORT, CONSORTIUM, NETWORK)
 
 
 @dataclass(frozen=True, slots=True)

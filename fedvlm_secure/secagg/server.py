@@ -9,26 +9,20 @@ from typing import Self
 from fedvlm_secure.encoding.codec import GarbageSumError
 from fedvlm_secure.encoding.ring import Words
 from fedvlm_secure.errors import MisuseError, ProtocolError, RoundAbortedError
-from fedvlm_secure.primitives.schema import Digest, pack, unpack
+from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.stream import CHUNK
-from fedvlm_secure.primitives.wire import STATE_LIMITS
-from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
+from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal_packed
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum
 from fedvlm_secure.secagg.transcript import Entry, Transcript
+from fedvlm_secure.secagg.upload import verified_chunks
 
 DONE = "done"
 FAILED = "failed"
 THE_COHORT = "the cohort"  # who is at fault where no single client is
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """Client → server, in front of a vector's chunks: their SHA-256 digests, in order (P-5.3)."""
-
-    digests: tuple[Digest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +86,10 @@ class ServerSessionBase(ABC):
     def _request(self, client: ClientId) -> object:
         """The body of this phase's request to one client."""
 
+    def _alike(self) -> bool:
+        """Whether this phase's request is the same for everyone, so that it is packed once."""
+        return False
+
     @abstractmethod
     def _take(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
         """Verify one reply and take it in; raises with the state unchanged."""
@@ -118,24 +116,25 @@ class ServerSessionBase(ABC):
 
     def requests(self) -> Iterator[tuple[ClientId, bytes]]:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.requests`."""
-        phase = self._running()
+        phase, body = self._running(), None
         for client in self._asked:
             if self._phase != phase:
                 raise MisuseError(f"phase {phase} has ended; take the requests of the phase that runs now")
             if client not in self._replied:
-                envelope = seal(self._identity, phase, self._hash, SERVER, client, self._request(client))
+                body = body if body is not None and self._alike() else pack(self._request(client))
+                envelope = seal_packed(self._identity, phase, self._hash, SERVER, client, body)
                 message = join([envelope])
                 self._note("request", client, envelope, len(message))
                 yield client, message
 
     def receive(self, client: ClientId, reply: bytes) -> None:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.receive`."""
-        phase = self._running()
         if client not in self._plan.cohort:
             raise MisuseError(f"{client!r} is not in the cohort of this round")
-        expected = self._expected(phase, client)
-        if client not in self._asked or client in self._replied:
-            raise expected.fault("P-1.7", "replies without being asked, or a second time")
+        expected = self._expected(self._phase, client)
+        if self._phase in (DONE, FAILED) or client not in self._asked or client in self._replied:
+            # No signature is looked at, so nobody is blamed: it may be a repeat on the way, or anybody's junk.
+            raise expected.fault("P-1.7", f"a reply of {client} that was not asked for, or a second one", NETWORK)
         frames = expected.frames(reply)
         self._take(expected, client, frames)
         self._note("reply", client, bytes(frames[0]), len(reply))
@@ -159,11 +158,11 @@ class ServerSessionBase(ABC):
             raise MisuseError(f"the round is in phase {self._phase}; there is no sum to take")
         total = self._plan.ring.to_signed(self._unprotected())
         try:
-            decoded = self._plan.codec.decode(total)
+            _, participants = self._plan.codec.counted(total)
         except GarbageSumError as error:
             raise self._fault("P-8.1", THE_COHORT, str(error)) from None
-        if decoded.participants != len(self._uploaded):
-            detail = f"{decoded.participants} participations in the sum of {len(self._uploaded)} uploads"
+        if participants != len(self._uploaded):
+            detail = f"{participants} participations in the sum of {len(self._uploaded)} uploads"
             raise self._fault("P-8.1", THE_COHORT, detail)
         dropped = set(self._plan.cohort) - self._uploaded
         return RingSum(total, tuple(sorted(self._uploaded)), tuple(sorted(dropped)))
@@ -187,14 +186,22 @@ class ServerSessionBase(ABC):
 
     @classmethod
     def from_bytes(cls, data: bytes, identity: Identity) -> Self:
-        """The session that :meth:`to_bytes` described; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
+        """The session that :meth:`to_bytes` described.
+
+        Raises:
+            WireError: ``data`` is not such a state.
+            MisuseError: it is another server's.
+        """
         record = unpack(ServerRecord, data, STATE_LIMITS)
+        ring, size = record.plan.ring, record.plan.layout.size
+        if record.phase not in (*cls.phases, DONE, FAILED) or len(record.total) != size * ring.value_bytes:
+            raise WireError("the saved session has an unknown phase, or a sum of another length")
         session = cls(record.plan, identity, record.roster)
         session._phase = record.phase
         session._asked = record.asked
         session._replied = set(record.replied)
         session._uploaded = set(record.uploaded)
-        session._total = record.plan.ring.unpack(record.total)
+        session._total = ring.unpack(record.total).copy()
         session._entries = {(entry.phase, entry.direction, entry.client): entry for entry in record.entries}
         session._restore_own(record.own)
         return session
@@ -209,23 +216,13 @@ class ServerSessionBase(ABC):
 
     def _add_upload(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
         """Verify a vector's chunks against the signed digests, then add them; nothing is kept of the vector."""
-        upload = expected.open(frames[0], Upload)
-        ring, size, chunks = self._plan.ring, self._plan.layout.size, frames[1:]
-        sizes = [min(CHUNK, size - start) * ring.value_bytes for start in range(0, size, CHUNK)]
-        if len(upload.digests) != len(sizes):
-            raise expected.fault("P-5.3", "the vector has another length than the plan's layout")
-        if [len(chunk) for chunk in chunks] != sizes:
-            raise expected.fault("P-5.3", "chunks are missing or of another length", NETWORK)
-        for chunk, chunk_digest in zip(chunks, upload.digests, strict=True):
-            if hashlib.sha256(chunk).digest() != chunk_digest:
-                raise expected.fault("P-5.3", "a chunk does not match its signed digest", NETWORK)
-        for number, chunk in enumerate(chunks):
-            self._total[number * CHUNK : (number + 1) * CHUNK] += ring.unpack(chunk)
+        for number, chunk in enumerate(verified_chunks(expected, frames, self._plan)):
+            self._total[number * CHUNK : (number + 1) * CHUNK] += self._plan.ring.unpack(chunk)
         self._uploaded.add(client)
 
-    def _require(self, count: int, needed: int, clause: str) -> None:
+    def _require(self, count: int, needed: int, clause: str, where: str = "") -> None:
         if count < needed:
-            detail = f"{count} of {len(self._plan.cohort)} clients remain, {needed} are needed"
+            detail = f"{count} of {len(self._plan.cohort)} clients remain{where}, {needed} are needed"
             raise RoundAbortedError(clause, party=THE_COHORT, phase=self._phase, detail=detail, round=self._plan.place)
 
     def _fault(self, clause: str, party: str, detail: str) -> ProtocolError:
@@ -236,9 +233,3 @@ class ServerSessionBase(ABC):
         kept = envelope if self._recorded(direction) else None
         digest = hashlib.sha256(envelope).digest()
         self._entries.setdefault(key, Entry(self._phase, direction, client, size, digest, kept))
-
-
-def upload_frames(words: Words, plan: Plan) -> tuple[object, list[bytes]]:
-    """A protected vector as its signed part and its chunks, ``CHUNK`` values each."""
-    chunks = [plan.ring.pack(words[start : start + CHUNK]) for start in range(0, len(words), CHUNK)]
-    return Upload(tuple(hashlib.sha256(chunk).digest() for chunk in chunks)), chunks

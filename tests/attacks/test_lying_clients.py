@@ -14,8 +14,8 @@ from fedvlm_secure.primitives.shamir import split as split_shares
 from fedvlm_secure.secagg.envelope import Envelope, join, seal, split
 from fedvlm_secure.secagg.pairwise import client as client_module
 from fedvlm_secure.secagg.pairwise import messages as m
-from fedvlm_secure.secagg.server import Upload
 from fedvlm_secure.secagg.session import SERVER
+from fedvlm_secure.secagg.upload import Upload
 
 LIAR = "c00"  # the first in the order of names, hence in every sorted set of holders
 
@@ -109,6 +109,18 @@ def test_wrong_shares_name_their_holder_and_do_not_end_the_round(liars, which):
     total = table.server.aggregate()
     np.testing.assert_array_equal(total.total, federation.expected(total.survivors))
     assert len(total.survivors) == 8
+
+
+def test_a_wrong_share_of_its_own_seed_is_passed_over():
+    """Nobody else has seen that share, so nothing tells it from a right one until the seed does not fit."""
+    table = at(m.UNMASK)
+    for name, request in table.server.requests():
+        reply = table.clients[name].reply(request)
+        if name == LIAR:
+            revealed = unpack(m.Revealed, unpack(Envelope, split(reply)[0]).body)
+            reply = says(table, m.UNMASK, replace(revealed, self_mask=revealed.self_mask | {LIAR: Secret(bytes(33))}))
+        table.server.receive(name, reply)
+    table.finish_rightly()
 
 
 @pytest.mark.parametrize("silent", [{}, {LIAR: m.MASKED_INPUT}])

@@ -223,7 +223,7 @@ def test_late_upload_after_the_survivor_list():
     late = table.clients["c00"].reply(table.request("c00"))
     table.play_until(m.CONSISTENCY, {"c00": m.MASKED_INPUT})
     before = table.server.to_bytes()
-    refused(lambda: table.server.receive("c00", late), "P-1.7", "c00")
+    refused(lambda: table.server.receive("c00", late), "P-1.7", "network")
     assert table.server.to_bytes() == before
     table.play_until(m.UNMASK)
     answers = {name: body(table.clients[name].reply(request), m.Revealed) for name, request in table.server.requests()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fedvlm_secure.encoding.codec import Codec, Decoded, Encoded, GarbageSumError, Update
+from fedvlm_secure.encoding.codec import Codec, Encoded, GarbageSumError, Update
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
@@ -316,17 +316,17 @@ def test_a_garbage_sum_ends_the_attempt_and_not_the_run(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every site has answered `unmask` by then, so the second attempt sums updates that were trained anew."""
-    decode, fingerprints, encode = Codec.decode, [], Codec.encode
+    counted, fingerprints, encode = Codec.counted, [], Codec.encode
 
-    def garbage_once(codec: Codec, total: np.ndarray) -> Decoded:
-        monkeypatch.setattr(Codec, "decode", decode)
+    def garbage_once(codec: Codec, total: np.ndarray) -> tuple[dict[str, int], int]:
+        monkeypatch.setattr(Codec, "counted", counted)
         raise GarbageSumError("made up")
 
     def watched(codec: Codec, update: Update) -> Encoded:
         fingerprints.append(update.values.tobytes())
         return encode(codec, update)
 
-    monkeypatch.setattr(Codec, "decode", garbage_once)
+    monkeypatch.setattr(Codec, "counted", garbage_once)
     monkeypatch.setattr(Codec, "encode", watched)
     local.run(settings(), tmp_path / "run")
     lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()

@@ -161,7 +161,8 @@ def test_a_second_reply_or_an_unasked_one_is_refused(table):
     reply = genuine(table, "server")
     table.server.receive(ME, reply)
     before = table.server.to_bytes()
-    refused(lambda: table.server.receive(ME, reply), "P-1.7", ME)
+    refused(lambda: table.server.receive(ME, reply), "P-1.7", NETWORK)
+    refused(lambda: table.server.receive(ME, b"junk in its name"), "P-1.7", NETWORK)
     with pytest.raises(MisuseError):
         table.server.receive("stranger", reply)
     assert table.server.to_bytes() == before
@@ -180,9 +181,10 @@ def test_requests_of_a_phase_that_has_ended():
 
 def test_a_finished_or_failed_server_refuses_further_use():
     table = Federation().table().play_until("done")
-    for act in (lambda: next(table.server.requests()), table.server.end_phase, lambda: table.server.receive(ME, b"")):
+    for act in (lambda: next(table.server.requests()), table.server.end_phase):
         with pytest.raises(MisuseError):
             act()
+    refused(lambda: table.server.receive(ME, b""), "P-1.7", NETWORK)
     unfinished = Federation().table()
     with pytest.raises(MisuseError):
         unfinished.server.aggregate()

@@ -1,9 +1,13 @@
 """Both halves survive a restart after every message, with the identical continuation."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from secagg_kit import PHASES, Federation, identity, refused
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.primitives.stream import CHUNK
 from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.messages import KeyList
@@ -54,6 +58,45 @@ def test_a_restart_after_every_message():
     assert total.survivors == ("c01", "c02", "c03", "c04", "c05")
     decoded = federation.plan.codec.decode(total.total)
     assert decoded.counters["weight"] == sum(federation.updates[name].counters["weight"] for name in total.survivors)
+
+
+@pytest.mark.parametrize("weight_max", [1, 50, 1 << 20])  # rings of 24, 32 and 48 bits
+def test_a_restart_between_uploads_of_several_chunks(weight_max):
+    """The sum so far is read back at full width: no value may carry into its neighbour, at a chunk's border least."""
+    federation = Federation(clients=4, dimension=2 * CHUNK + 7, weight_max=weight_max)
+    table = federation.table().play_until("masked-input")
+    for name, request in table.server.requests():
+        table.server.receive(name, table.clients[name].reply(request))
+        reborn_server(table.server)
+    while not table.server.done:
+        table.server = reborn_server(table.server)
+        for name, request in table.server.requests():
+            table.server.receive(name, table.clients[name].reply(request))
+        table.server.end_phase()
+    total = reborn_server(table.server).aggregate()
+    np.testing.assert_array_equal(total.total, federation.expected(total.survivors))
+
+
+def test_a_restart_between_uploads_that_goes_on():
+    federation = Federation(clients=4, dimension=2 * CHUNK + 7)
+    table = federation.table().play_until("masked-input")
+    for name in federation.names:
+        request = table.request(name)
+        table.server = reborn_server(table.server)
+        table.server.receive(name, table.clients[name].reply(request))
+    table.finish_rightly()
+
+
+def test_a_session_is_not_resumed_under_another_roster_or_model():
+    federation = Federation()
+    state = federation.table().play_until("consistency").clients["c01"].to_bytes()
+    others = (
+        federation.party("c01", model=bytes(32)),
+        federation.party("c01", roster=replace(federation.roster, version=2)),
+    )
+    for party in others:
+        with pytest.raises(MisuseError, match="roster or model"):
+            PairwiseClient.from_bytes(state, party, federation.updates["c01"])
 
 
 @pytest.mark.parametrize("phase", PHASES[1:])

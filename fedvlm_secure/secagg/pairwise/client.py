@@ -12,8 +12,8 @@ from fedvlm_secure.secagg.pairwise import messages as m
 from fedvlm_secure.secagg.pairwise import rules
 from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks, key_digest
 from fedvlm_secure.secagg.plan import Plan
-from fedvlm_secure.secagg.server import upload_frames
 from fedvlm_secure.secagg.session import ClientId
+from fedvlm_secure.secagg.upload import upload_frames
 
 NAME = "pairwise"
 

@@ -31,6 +31,7 @@ PAIR_BOX_BYTES = SECRET_BYTES + OVERHEAD_BYTES
 
 SealingPublic = Annotated[bytes, PUBLIC_BYTES]
 Signature = Annotated[bytes, SIGNATURE_BYTES]
+Share = Annotated[Secret, SHARE_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class ParcelList:
 class SharePair:
     """A client's shares of a peer's two seeds."""
 
-    self_mask: Secret
-    mask_seed: Secret
+    self_mask: Share
+    mask_seed: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,5 +144,5 @@ class UnmaskRequest:
 class Revealed:
     """Survivor → server: shares of survivors' self-mask seeds and of dropped clients' mask seeds (P-7.4)."""
 
-    self_mask: dict[str, Secret]
-    mask_seed: dict[str, Secret]
+    self_mask: dict[str, Share]
+    mask_seed: dict[str, Share]

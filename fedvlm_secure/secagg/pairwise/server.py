@@ -13,7 +13,7 @@ from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.shamir import ShareError, combine, weights_at_zero
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
-from fedvlm_secure.secagg.envelope import NETWORK, Expected
+from fedvlm_secure.secagg.envelope import NETWORK, Envelope, Expected
 from fedvlm_secure.secagg.pairwise import messages as m
 from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks, key_digest
 from fedvlm_secure.secagg.pairwise.rules import CONSENT_PURPOSE, least_peers, quorum
@@ -100,6 +100,9 @@ class PairwiseServer(ServerSessionBase):
                 consents = {name: self._kept.consents[name] for name in needed}
                 return m.UnmaskRequest(tuple(name for name in self.dropped if name in near), consents)
 
+    def _alike(self) -> bool:
+        return self._phase in (m.KEYS, m.CONSISTENCY) or (self._plan.complete and self._phase != m.MASKED_INPUT)
+
     def _delivery(self, sender: ClientId, recipient: ClientId) -> m.Delivery:
         dealt, index = self._kept.dealt[sender], bisect_left(self._recipients[sender], recipient)
         if sender not in self._trees:
@@ -183,14 +186,15 @@ class PairwiseServer(ServerSessionBase):
                 return tuple(sorted(name for name in kept.dealt if self._has_peers(name, kept.dealt)))
             case m.MASKED_INPUT:
                 self._require(len(self._uploaded), plan.min_survivors, "P-5.4")
-                self._require(min(len(self._holders(owner)) for owner in kept.dealt), plan.threshold, "P-5.4")
+                for owner in kept.dealt:
+                    self._require(len(self._holders(owner)), plan.threshold, "P-5.4", f" around {owner}")
                 return self.survivors
             case m.CONSISTENCY:
                 self._require(len(kept.consents), quorum(plan), "P-7.3")
                 return tuple(sorted(kept.consents))
             case _:
-                answered = (sum(holder in kept.revealed for holder in self._holders(owner)) for owner in kept.dealt)
-                self._require(min(answered), plan.threshold, "P-7.6")
+                for owner in kept.dealt:
+                    self._require(len(self._answered(owner)), plan.threshold, "P-7.6", f" around {owner}")
                 return ()
 
     def _has_peers(self, client: ClientId, present: Mapping[ClientId, object]) -> bool:
@@ -236,17 +240,19 @@ class PairwiseServer(ServerSessionBase):
     def _recover(self, dealer: ClientId, shares: Mapping[ClientId, Secret], fits: Callable[[Secret], bool]) -> Secret:
         """The dealer's seed, from t shares that it has committed to, checked against what it published (P-7.7).
 
-        The dealer's own share has no commitment, so it is taken only where the others are too few.
+        Its own share has no commitment; if that is the wrong one, the others' give the seed without it.
         """
-        holders = sorted(shares, key=lambda holder: (holder == dealer, holder))[: self._plan.threshold]
-        points = {self._plan.point(holder): shares[holder] for holder in holders}
-        try:
-            seed = combine(points, self._weights(tuple(points)))
-        except ShareError:
-            seed = None
-        if seed is None or not fits(seed):
-            raise self._fault("P-7.7", dealer, "the shares that it dealt do not give the seed that it committed to")
-        return seed
+        others = {holder: share for holder, share in shares.items() if holder != dealer}
+        for held in (shares, others):
+            holders = sorted(held)[: self._plan.threshold]
+            points = {self._plan.point(holder): held[holder] for holder in holders}
+            try:
+                seed = combine(points, self._weights(tuple(points)))
+            except ShareError:
+                continue
+            if len(points) == self._plan.threshold and fits(seed):
+                return seed
+        raise self._fault("P-7.7", dealer, "the shares that it dealt do not give the seed that it committed to")
 
     def _weights(self, points: tuple[int, ...]) -> list[int]:
         """Lagrange's weights; nearly always the same set of holders, so the last answer is kept."""
@@ -255,7 +261,7 @@ class PairwiseServer(ServerSessionBase):
         return self._last_weights[1]
 
     def _published(self, client: ClientId) -> m.Keys:
-        return self._expected(m.KEYS, client).open(self._kept.keys[client], m.Keys)
+        return unpack(m.Keys, unpack(Envelope, self._kept.keys[client]).body)  # verified when it was taken in
 
     def _dealt_parcel(self, sender: ClientId, recipient: ClientId) -> m.Parcel:
         parcel = self._kept.dealt[sender].parcels[bisect_left(self._recipients[sender], recipient)]
