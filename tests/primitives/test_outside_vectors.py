@@ -2,16 +2,22 @@
 
 import hashlib
 import hmac
+import json
 from collections.abc import Iterator
 
 import cryptography_vectors
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import derive
+from fedvlm_secure.primitives.sealing import SealingKey, seal
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 from fedvlm_secure.primitives.stream import MaskStream
@@ -28,10 +34,11 @@ def records(name: str) -> Iterator[dict[str, str]]:
     record: dict[str, str] = {}
     for line in [*lines_of(name), "COUNT = end"]:
         key, equals, value = (part.strip() for part in line.partition("="))
-        if key == "COUNT" and record:
-            yield record
+        if key.upper() == "COUNT":
+            if record:
+                yield record
             record = {}
-        if equals and key != "COUNT":
+        elif equals:
             record[key.upper()] = value
 
 
@@ -110,3 +117,86 @@ def test_ed25519_vectors():
 def test_malformed_keys_and_signatures_do_not_verify(public, signature):
     with pytest.raises(SignatureError):
         verify(public, "purpose", b"message", signature)
+
+
+def test_x25519_vectors():
+    vectors = list(records("asymmetric/X25519/rfc7748.txt"))
+    assert len(vectors) == 3
+    for vector in vectors:
+        key = X25519PrivateKey.from_private_bytes(bytes.fromhex(vector["INPUT_SCALAR"]))
+        point = X25519PublicKey.from_public_bytes(bytes.fromhex(vector["INPUT_U"]))
+        assert key.exchange(point).hex() == vector["OUTPUT_U"]
+
+
+def test_mlkem768_vectors():
+    vectors = list(records("asymmetric/MLKEM/kat_MLKEM_768.rsp"))
+    assert len(vectors) > 50
+    for vector in vectors:
+        key = MLKEM768PrivateKey.from_seed_bytes(bytes.fromhex(vector["D"] + vector["Z"]))
+        assert key.public_key().public_bytes_raw().hex() == vector["PK"]
+        assert key.decapsulate(bytes.fromhex(vector["CT"])).hex() == vector["SS"]
+
+
+def test_aes256_gcm_vectors():
+    opened, refused = 0, 0
+    for vector in records("ciphers/AES/GCM/gcmDecrypt256.rsp"):
+        if (len(vector.get("IV", "")), len(vector.get("TAG", ""))) != (24, 32):
+            continue  # HPKE's nonces have 96 bits, its tags 128
+        key, iv, text, aad, tag = (bytes.fromhex(vector[name]) for name in ("KEY", "IV", "CT", "AAD", "TAG"))
+        if "PT" in vector:
+            assert AESGCM(key).decrypt(iv, text + tag, aad).hex() == vector["PT"]
+            opened += 1
+        else:
+            with pytest.raises(InvalidTag):
+                AESGCM(key).decrypt(iv, text + tag, aad)
+            refused += 1
+    assert opened > 100
+    assert refused > 100
+
+
+def hpke_key(mlkem: MLKEM768PrivateKey, x25519: X25519PrivateKey, enc: bytes, info: bytes, aead: int) -> bytes:
+    """Key and first nonce of HPKE's base mode, of the primitives above: RFC 9180 and MLKEM768-X25519 (X-Wing)."""
+    suite = b"HPKE" + b"".join(number.to_bytes(2) for number in (0x647A, 0x0001, aead))
+
+    def extract(salt: bytes, label: bytes, ikm: bytes) -> bytes:
+        return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, hashlib.sha256)
+
+    def expand(secret: bytes, label: bytes, context: bytes, length: int) -> bytes:  # no more than one block is needed
+        message = length.to_bytes(2) + b"HPKE-v1" + suite + label + context
+        return hmac.digest(secret, message + b"\x01", hashlib.sha256)[:length]
+
+    point, public = enc[1088:], x25519.public_key().public_bytes_raw()
+    both = mlkem.decapsulate(enc[:1088]) + x25519.exchange(X25519PublicKey.from_public_bytes(point))
+    shared = hashlib.sha3_256(both + point + public + b"\\.//^\\").digest()
+    context = b"\0" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
+    secret = extract(shared, b"secret", b"")
+    return expand(secret, b"key", context, 32) + expand(secret, b"base_nonce", context, 12)
+
+
+def test_hybrid_hpke_vectors_and_our_boxes():
+    """The published vector has another AEAD (3, ChaCha20-Poly1305) than our boxes (2, AES-256-GCM)."""
+    with cryptography_vectors.open_vector_file("HPKE/hpke-pq-test-vectors.json", "r") as file:
+        suites = {(vector["kem_id"], vector["kdf_id"]): vector for vector in json.load(file)}
+    vector = suites[0x647A, 1]
+    expanded = hashlib.shake_256(bytes.fromhex(vector["skRm"])).digest(96)
+    mlkem, x25519 = (
+        MLKEM768PrivateKey.from_seed_bytes(expanded[:64]),
+        X25519PrivateKey.from_private_bytes(expanded[64:]),
+    )
+    key = hpke_key(mlkem, x25519, bytes.fromhex(vector["enc"]), bytes.fromhex(vector["info"]), vector["aead_id"])
+    assert key.hex() == vector["key"] + vector["base_nonce"]
+    first = vector["encryptions"][0]
+    text, aad = bytes.fromhex(first["ct"]), bytes.fromhex(first["aad"])
+    assert ChaCha20Poly1305(key[:32]).decrypt(key[32:], text, aad).hex() == first["pt"]
+    # Ours, opened by the same construction.
+    seed = bytes(range(32))
+    expanded = rfc5869(seed, b"", encode([SPEC_VERSION, "sealing-key"]), 96)
+    mlkem, x25519 = (
+        MLKEM768PrivateKey.from_seed_bytes(expanded[:64]),
+        X25519PrivateKey.from_private_bytes(expanded[64:]),
+    )
+    ours = SealingKey(Secret(seed)).public
+    assert ours == mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+    box = seal(ours, Secret(b"a seed"), "purpose", b"context")
+    key = hpke_key(mlkem, x25519, box[:1120], encode([SPEC_VERSION, "purpose", b"context"]), 2)
+    assert AESGCM(key[:32]).decrypt(key[32:], box[1120:], b"") == b"a seed"
