@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow fuzz lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvlm-secure demo
@@ -16,6 +16,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# A million mutated messages over all handlers, about half an hour. What fails is written to build/fuzz.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/fuzzer.py --messages 1000000 --seed 1
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
