@@ -37,7 +37,7 @@ def to_wire(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_wire(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: to_wire(getattr(value, name)) for name in _names(typing.cast(typing.Hashable, type(value)))}
     raise WireError(f"no wire form for a {type(value).__name__}")
 
 
@@ -59,6 +59,11 @@ def pack(value: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def unpack(cls: type[T], data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> T:
     """The dataclass ``cls`` from canonical bytes; raises :class:`WireError`."""
     return from_wire(cls, decode(data, limits))
+
+
+@functools.cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 @functools.cache

@@ -95,11 +95,15 @@ class Parcel:
     @classmethod
     def from_bytes(cls, data: bytes, with_pair: bool) -> "Parcel":
         """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
-        expected = 64 + SHARES_BOX_BYTES + (PAIR_BOX_BYTES if with_pair else 0)
-        if len(data) != expected:
-            raise WireError(f"a parcel of {len(data)} bytes, not {expected}")
+        if len(data) != parcel_bytes(with_pair):
+            raise WireError(f"a parcel of {len(data)} bytes, not {parcel_bytes(with_pair)}")
         pair = data[64 + SHARES_BOX_BYTES :] if with_pair else None
         return cls(data[:32], data[32:64], data[64 : 64 + SHARES_BOX_BYTES], pair)
+
+
+def parcel_bytes(with_pair: bool) -> int:
+    """How long a parcel is: two checks, the sealed shares, and the sealed pair seed if there is one."""
+    return 64 + SHARES_BOX_BYTES + (PAIR_BOX_BYTES if with_pair else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from fedvlm_secure.primitives.sealing import SealError, check_public
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.shamir import ShareError, combine, weights_at_zero
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
-from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
+from fedvlm_secure.primitives.wire import STATE_LIMITS
 from fedvlm_secure.secagg.envelope import NETWORK, Envelope, Expected
 from fedvlm_secure.secagg.pairwise import messages as m
 from fedvlm_secure.secagg.pairwise.masks import Bound, Mask, apply_masks, key_digest
@@ -142,10 +142,8 @@ class PairwiseServer(ServerSessionBase):
         if tree.root != listed.parcels:
             raise expected.fault("P-4.2", "the parcels are not those of the signed list", NETWORK)
         for recipient, parcel in zip(recipients, parcels, strict=True):
-            try:
-                m.Parcel.from_bytes(parcel, with_pair=client < recipient)
-            except WireError as error:
-                raise expected.fault("P-4.2", f"for {recipient}: {error}") from None
+            if len(parcel) != m.parcel_bytes(with_pair=client < recipient):
+                raise expected.fault("P-4.2", f"a parcel of {len(parcel)} bytes for {recipient}")
         self._kept.dealt[client] = Dealt(envelope, parcels)
         self._trees[client] = tree
 
