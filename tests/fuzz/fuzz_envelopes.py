@@ -101,10 +101,8 @@ def make_consistent(tree: Tree, places: dict[str, tuple[int, int]]) -> None:
             envelope["plan"] = digest("plan", cbor2.dumps(body, canonical=True))
         case [{"body": {"digests": list()} as body}, *chunks]:
             body["digests"] = [hashlib.sha256(chunk).digest() for chunk in chunks if isinstance(chunk, bytes)]
-        case [{"body": {"parcels": bytes()} as body}, *chunks] if chunks and all(
-            isinstance(it, bytes) for it in chunks
-        ):
-            body["parcels"] = MerkleTree(chunks).root
+        case [{"body": {"parcels": bytes()} as body}, bytes(), *_]:
+            body["parcels"] = MerkleTree([chunk for chunk in tree[1:] if isinstance(chunk, bytes)]).root
         case [{"body": {"parcels": dict(deliveries)}}]:
             for sender, delivery in deliveries.items():
                 _redeal(delivery, *places.get(sender, (0, 1)))

@@ -142,7 +142,7 @@ def _length(rng: random.Random, data: bytes, other: bytes) -> bytes:
         headers.append(start)
         start += 4 + int.from_bytes(data[start : start + 4])
     place = rng.choice((rng.choice(headers), rng.randrange(len(data))))
-    claimed = rng.choice((0, 1, len(data), len(data) - 4, 0xFFFFFFFF, 1 << 31, rng.getrandbits(32)))
+    claimed = rng.choice((0, 1, len(data), abs(len(data) - 4), 0xFFFFFFFF, 1 << 31, rng.getrandbits(32)))
     return data[:place] + claimed.to_bytes(4) + data[place + 4 :]
 
 

@@ -32,14 +32,14 @@ class Spoiled:
 
 
 class Target(ABC):
-    """One handler in one situation."""
+    """One handler in one situation.
+
+    Attributes:
+        state: what the receiver has saved; empty if it is a function.
+    """
 
     handler: str
-
-    @property
-    @abstractmethod
-    def state(self) -> bytes:
-        """What the receiver has saved, to describe a failure."""
+    state: bytes
 
     @abstractmethod
     def renew(self) -> None:
@@ -106,9 +106,8 @@ class SessionTarget(Target):
         assert error.round in (None, self.scene.federation.plan.place) or SERVER in liars, error.round
         assert len(str(error)) <= LONGEST_ERROR
         # A plan is blamed on the server, though an old one of its own may have been sent once more by somebody else.
-        assert error.clause.startswith("P-2.") or error.party in {NETWORK, *liars}, (
-            f"{error.party} is blamed, {liars} have lied"
-        )
+        guilty = {NETWORK, *liars, *([SERVER] if error.clause.startswith("P-2.") else [])}
+        assert error.party in guilty, f"{error.party} is blamed, {liars} have lied"
 
 
 class ClientTarget(SessionTarget):
@@ -116,12 +115,7 @@ class ClientTarget(SessionTarget):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene, "client")
-        self._before = scene.client_states[scene.me]
-
-    @property
-    def state(self) -> bytes:
-        """See :class:`Target`."""
-        return self._before
+        self.state = scene.client_states[scene.me]
 
     def renew(self) -> None:
         """See :class:`Target`."""
@@ -139,7 +133,7 @@ class ClientTarget(SessionTarget):
         client = self.scene.client
         reply = self.handle(spoiled.message)
         if isinstance(reply, MisuseError):
-            assert client.to_bytes() == self._before
+            assert client.to_bytes() == self.state
             return MISUSE
         if isinstance(reply, ProtocolError):
             self._check_error(reply, spoiled.liars)
@@ -153,7 +147,7 @@ class ClientTarget(SessionTarget):
     def _check_refusal(self, error: ProtocolError, liars: frozenset[str]) -> None:
         """The session is unchanged, or closed if the server's own signature was on what breaks a rule after P-2."""
         client = self.scene.client
-        if client.to_bytes() == self._before:
+        if client.to_bytes() == self.state:
             assert error.clause < "P-3", "a rule was broken under the server's signature, and the session goes on"
             return
         assert SERVER in liars, "somebody other than the server has closed the session"
@@ -174,12 +168,7 @@ class ServerTarget(SessionTarget):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene, "server")
-        self._before = scene.server.to_bytes()
-
-    @property
-    def state(self) -> bytes:
-        """See :class:`Target`."""
-        return self._before
+        self.state = scene.server.to_bytes()
 
     def renew(self) -> None:
         """See :class:`Target`."""
@@ -196,7 +185,7 @@ class ServerTarget(SessionTarget):
     def hand_over(self, rng: random.Random, spoiled: Spoiled) -> str:
         error, server = self.handle(spoiled.message, self._from(rng)), self.scene.server
         if error is not None:
-            assert server.to_bytes() == self._before
+            assert server.to_bytes() == self.state
             if isinstance(error, MisuseError):
                 return MISUSE
             self._check_error(error, spoiled.liars)
@@ -242,7 +231,7 @@ class ParserTarget(Target):
     errors: tuple[type[Exception], ...] = (WireError,)
     inside: tuple[str, ...] = ()
     seal: Callable[[Any], None] = lambda value: None
-    state = b""
+    state: bytes = b""
 
     def renew(self) -> None:
         """Nothing is kept."""
