@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow fuzz lint bench clean
+.PHONY: demo test test-slow fuzz lint bench vectors-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvlm-secure demo
@@ -32,6 +32,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/versus_flwr.py --quick --flwr-repeats 3
 	$(BIN)/python benchmarks/cohorts.py --clients 100 300 1000
+
+# The reference implementation and the package against the test vectors; the first line needs `cryptography` only.
+vectors-check: $(VENV)/.dev
+	$(BIN)/python protocols/pairwise/check_vectors.py
+	$(BIN)/python -m pytest tests/vectors
 
 clean:
 	rm -rf $(VENV) dist build
