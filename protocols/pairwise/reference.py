@@ -143,13 +143,9 @@ class Plan:
     """A plan's body, and what follows from it for everyone."""
 
     def __init__(self, body: dict):
-        self.body, self.hash, self.layout, self.cohort = (
-            body,
-            digest("plan", cbor(body)),
-            body["layout"],
-            body["cohort"],
-        )
-        self.t, self.min_survivors, self.bits = body["threshold"], body["min_survivors"], body["ring_bits"]
+        self.body, self.hash = body, digest("plan", cbor(body))
+        self.cohort, self.layout, self.bits = body["cohort"], body["layout"], body["ring_bits"]
+        self.t, self.min_survivors = body["threshold"], body["min_survivors"]
         self.size = self.layout["update"] + len(self.layout["counters"]) + len(CHECKS)
         self.complete = body["degree"] == len(self.cohort) - 1
         self.malicious = body["threat_model"] == "malicious-server"
@@ -165,14 +161,15 @@ class Plan:
         return named and sized and counters[0] == {"name": "weight", "bound": weight_max}
 
     def graph_holds(self) -> bool:
-        n, c, k, known = len(self.cohort), self.body["max_corrupt"], self.body["degree"], "honest-but-curious"
+        n, c = len(self.cohort), self.body["max_corrupt"]
         if not max(self.t, c + 2) <= self.min_survivors <= n <= 4096:
             return False
         if self.malicious:
             return self.complete and self.t >= self.majority
         sparse = sparse_graph(n, c, n - self.min_survivors) if n > 100 else None
-        holds = (k, self.t) == sparse if sparse else self.complete and self.t >= max(2, c + 1)
-        return holds and self.body["threat_model"] == known
+        complete = self.complete and self.t >= max(2, c + 1)
+        holds = (self.body["degree"], self.t) == sparse if sparse else complete
+        return holds and self.body["threat_model"] == "honest-but-curious"
 
     def ring_holds(self) -> bool:
         levels, (clip,) = 2 ** (self.layout["value_bits"] - 1), struct.unpack(">d", self.body["clip"])
@@ -420,7 +417,8 @@ class Server:
 
     def take_keys(self, name, body, part, chunks) -> None:
         with blame("P-3.1", name):
-            _ = seal(body["share_key"], b"", "usable"), seal(body["mask_key"], b"", "usable")
+            seal(body["share_key"], b"", "is this key usable?")
+            seal(body["mask_key"], b"", "is this key usable?")
         self.key_messages[name], self.published[name] = part, body
 
     def take_parcels(self, name, body, part, chunks) -> None:
@@ -459,11 +457,11 @@ class Server:
         """The deadline: who has not replied is silent from here on."""
         plan = self.plan
         here = (self.key_messages, self.dealt, self.uploads, self.consents, self.revealed)[self.phase].keys()
-        most, holders = (
+        most, recoverable = (
             len(here) >= plan.min_survivors,
-            min((len(self.around[v] & here) for v in self.dealt), default=0),
+            all(len(self.around[v] & here) >= plan.t for v in self.dealt),
         )
-        enough = (most, most, most and holders >= plan.t, len(here) >= plan.quorum, holders >= plan.t)[self.phase]
+        enough = (most, most, most and recoverable, len(here) >= plan.quorum, recoverable)[self.phase]
         clause = ("P-3.3", "P-5.1", "P-5.4", "P-7.3", "P-7.6")[self.phase]
         require(enough, clause, "the cohort", "too few are left")
         if self.phase == 0:
