@@ -1,6 +1,8 @@
 """The reference implementation and the package against every file of protocols/pairwise/vectors."""
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import check_vectors
@@ -59,6 +61,17 @@ def test_values(path):
             seed = bound.pair_seed(Secret(bytes.fromhex(vector["clients"][u]["random"]["mask_seed"])), u, v)
             assert seed.reveal().hex() == vector["clients"][u]["deals"][v]["pair_seed"]
             assert words(bound.pair_mask(seed, u, v)) == masks["pair_mask"]
+
+
+def test_the_reference_implementation_stands_alone():
+    """It imports the standard library, `cryptography` and its own files."""
+    files = {path.stem: path for path in SPEC.parent.glob("*.py")}
+    assert {"reference", "reference_primitives", "check_vectors"} <= files.keys()
+    for path in files.values():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "cryptography", *files}
 
 
 def test_every_clause_has_a_file():
