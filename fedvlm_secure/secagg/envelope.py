@@ -4,6 +4,7 @@ A frame is its length (4 bytes, big-endian) and its bytes. Chunks are covered by
 their digests, so a receiver verifies everything before it uses any of it.
 """
 
+import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -148,4 +149,5 @@ class Expected:
 
 
 def _signed(phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: bytes) -> bytes:
-    return encode([phase, plan, sender, recipient, body])
+    # The body's digest: Ed25519 reads what it signs twice, and a request may be megabytes that are alike for everyone.
+    return encode([phase, plan, sender, recipient, hashlib.sha256(body).digest()])

@@ -77,12 +77,14 @@ def _rules(plan: Plan, party: Party, memory: Memory) -> Iterator[tuple[str, bool
 def _cohort_is_sound(plan: Plan, roster: Roster, me: ClientId) -> bool:
     members = {member.name for member in roster.members}
     cohort = list(plan.cohort)
-    return len(cohort) <= LARGEST_COHORT and cohort == sorted(set(cohort)) and me in cohort and set(cohort) <= members
+    return cohort == sorted(set(cohort)) and me in cohort and set(cohort) <= members
 
 
 def _thresholds_are_sound(plan: Plan) -> bool:
     clients, corrupt = len(plan.cohort), plan.max_corrupt
-    if plan.threat_model not in THREAT_MODELS or not max(plan.threshold, corrupt + 2) <= plan.min_survivors <= clients:
+    if plan.threat_model not in THREAT_MODELS or clients > LARGEST_COHORT:
+        return False
+    if not max(plan.threshold, corrupt + 2) <= plan.min_survivors <= clients:
         return False
     wiring = shape(plan.threat_model, clients, corrupt, plan.min_survivors)
     return plan.degree == wiring.degree and wiring.least_threshold <= plan.threshold <= wiring.most_threshold

@@ -16,6 +16,7 @@ from typing import Any
 import reference
 from reference import Plan, unframe
 from reference_primitives import cbor, derive, digest, keypair, merkle_root, uncbor, unseal
+from reference_server import Server
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -225,9 +226,9 @@ def draws_of(client: dict) -> list[str]:
     return seeds + random["self_coefficients"] + random["mask_coefficients"]
 
 
-def reference_server(vector: dict) -> reference.Server:
+def server_of(vector: dict) -> Server:
     """The server of the reference implementation."""
-    return reference.Server(plan_body(vector), bytes.fromhex(vector["server"]["identity"]), signing_keys(vector))
+    return Server(plan_body(vector), bytes.fromhex(vector["server"]["identity"]), signing_keys(vector))
 
 
 def signing_keys(vector: dict) -> dict[str, bytes]:
@@ -236,7 +237,7 @@ def signing_keys(vector: dict) -> dict[str, bytes]:
     return {"server": roster["server"]} | {member["name"]: member["signing_key"] for member in roster["members"]}
 
 
-REFERENCE = Implementation(reference_client, reference_server, (reference.Refused,))
+REFERENCE = Implementation(reference_client, server_of, (reference.Refused,))
 
 
 def main() -> None:

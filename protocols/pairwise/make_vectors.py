@@ -16,8 +16,9 @@ import client_faults
 import server_faults
 from check_vectors import FOLDER, REFERENCE, check_rejection, check_round, check_values
 from faults import Base, Fault
-from reference import PHASES, Client, Pinned, Plan, Server, ring_bits, sparse_graph
+from reference import PHASES, Client, Pinned, Plan, ring_bits, sparse_graph
 from reference_primitives import FIELD, V, cbor, derive, digest, keypair, public_of, shares
+from reference_server import Server
 
 # Text order, which the protocol uses, is not the order of CBOR's keys here: "b" and "z.1" come before "site-10" there.
 NAMES = ("aa", "b", "site-10", "site-9", "z.1", "0", "site-2", "x_y-1")

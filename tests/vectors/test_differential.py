@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import reference_primitives
+import reference_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaged import Server
@@ -80,7 +81,7 @@ class Attempt:
         body = reference_primitives.uncbor(pack(self.plan))
         return [
             Server(PairwiseServer(self.plan, key, self.roster)),
-            reference.Server(body, key.seed.reveal(), dict(self.roster.keys())),
+            reference_server.Server(body, key.seed.reveal(), dict(self.roster.keys())),
         ]
 
     def run(self, server, by_reference: set[str], silent: Mapping[str, str]) -> None:

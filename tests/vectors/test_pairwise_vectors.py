@@ -8,6 +8,7 @@ from pathlib import Path
 import check_vectors
 import pytest
 import reference
+import reference_server
 from packaged import PACKAGE
 
 from fedvlm_secure.encoding.ring import Ring
@@ -108,8 +109,9 @@ def test_without_its_rule_a_fault_goes_unnoticed(path, monkeypatch):
     def blame(clause, party):
         return honest_blame(f"not {clause}" if clause == vector["clause"] else clause, party)
 
-    monkeypatch.setattr(reference, "require", require)
-    monkeypatch.setattr(reference, "blame", blame)
+    for module in (reference, reference_server):
+        monkeypatch.setattr(module, "require", require)
+        monkeypatch.setattr(module, "blame", blame)
     # Some faults another rule then meets, or the program stumbles over them.
     with pytest.raises((AssertionError, LookupError, TypeError)):
         check_vectors.check_rejection(vector, check_vectors.REFERENCE)
