@@ -48,8 +48,8 @@ def _windows(size: int) -> list[slice]:
 
 def _signs(seed: bytes, window: int, size: int) -> Floats:
     key = derive(Secret(seed), "rotation-signs", window)
-    words = np.zeros(-(-size // 64), np.dtype("<u8"))
-    MaskStream(key, words.dtype).add_to(words)
+    words = np.empty(-(-size // 64), np.dtype("<u8"))
+    MaskStream(key).fill(words)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:size]
     signs: Floats = 1.0 - 2.0 * bits.astype(np.float64)
     return signs

@@ -18,6 +18,7 @@ T = TypeVar("T")
 Digest = Annotated[bytes, 32]
 
 _Reader = Callable[[Any, str], Any]
+_AS_THEY_ARE = (bytes, str, bool, types.NoneType)
 
 
 def to_wire(value: Any) -> Any:
@@ -26,9 +27,9 @@ def to_wire(value: Any) -> Any:
     Raises:
         WireError: the format has no place for something in it.
     """
-    if isinstance(value, int) and not 0 <= value < 1 << 64:
-        raise WireError(f"no wire form for {value}")
-    if isinstance(value, bytes | str | int | None):
+    if isinstance(value, _AS_THEY_ARE):
+        return value
+    if isinstance(value, int) and 0 <= value < 1 << 64:
         return value
     if isinstance(value, Secret):
         return value.reveal()
@@ -38,7 +39,7 @@ def to_wire(value: Any) -> Any:
         return {key: to_wire(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
         return {name: to_wire(getattr(value, name)) for name in _names(typing.cast(typing.Hashable, type(value)))}
-    raise WireError(f"no wire form for a {type(value).__name__}")
+    raise WireError(f"no wire form for a {type(value).__name__}, or for its value")
 
 
 def from_wire(cls: type[T], value: Any) -> T:

@@ -1,4 +1,4 @@
-"""Mask streams: AES-256 in counter mode, read as little-endian words and added in place.
+"""Mask streams: AES-256 in counter mode, read as little-endian words.
 
 A key serves one stream only (it is derived for one plan, pair and purpose), so every stream starts at the same counter
 block: twelve zero bytes and the 32-bit number 2. That is where GCM with a zero nonce starts (NIST SP 800-38D, section
@@ -21,27 +21,14 @@ CHUNK = 1 << 15
 
 
 class MaskStream:
-    """A pseudorandom stream of words, uniform over Z_2^32 or Z_2^64 and hence over every smaller Z_2^b."""
+    """A pseudorandom stream of bytes: read as words, uniform over Z_2^32 or Z_2^64 and so over every smaller Z_2^b."""
 
-    def __init__(self, key: Secret, word: np.dtype[np.unsignedinteger]) -> None:
-        self._word = word
+    def __init__(self, key: Secret) -> None:
         self._encryptor = Cipher(AES256(key.reveal()), GCM(bytes(12))).encryptor()
 
-    def add_to(self, total: Words) -> None:
-        """``total += next words``, modulo the word size, in place."""
-        np.add(total, self._next(total), out=total)
-
-    def subtract_from(self, total: Words) -> None:
-        """``total -= next words``, modulo the word size, in place."""
-        np.subtract(total, self._next(total), out=total)
-
-    def _next(self, total: Words) -> Words:
-        if total.dtype != self._word:
-            raise TypeError(f"a stream of {self._word} words cannot mask {total.dtype}")
-        size = total.nbytes
-        keystream = np.empty(size, np.uint8)
-        self._encryptor.update_into(_zeros(size), keystream.data)
-        return keystream.view(self._word)
+    def fill(self, words: Words) -> None:
+        """Overwrite ``words``, a contiguous array, with the next of the stream."""
+        self._encryptor.update_into(_zeros(words.nbytes), words.view(np.uint8).data)
 
 
 _ZEROS = bytes(CHUNK * 8)

@@ -9,6 +9,8 @@ client's pairs (P-4.1). The share key comes from a seed of its own that is never
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedvlm_secure.encoding.ring import Words
 from fedvlm_secure.primitives.kdf import derive, digest
 from fedvlm_secure.primitives.sealing import SealingKey, seal
@@ -100,12 +102,12 @@ def key_digest(envelope: bytes) -> bytes:
 
 
 def apply_masks(words: Words, masks: Iterable[Mask]) -> None:
-    """Add and subtract masks in place, chunk by chunk, so that the sum stays in cache throughout."""
-    streams = [(MaskStream(mask.key, words.dtype), mask.added) for mask in masks]
+    """Add and subtract masks in place, chunk by chunk, so that sum and key stream stay in cache throughout."""
+    streams = [(MaskStream(mask.key), np.add if mask.added else np.subtract) for mask in masks]
+    keystream = np.empty(min(CHUNK, len(words)), words.dtype)
     for start in range(0, len(words), CHUNK):
         chunk = words[start : start + CHUNK]
-        for stream, added in streams:
-            if added:
-                stream.add_to(chunk)
-            else:
-                stream.subtract_from(chunk)
+        part = keystream[: len(chunk)]
+        for stream, combine in streams:
+            stream.fill(part)
+            combine(chunk, part, out=chunk)

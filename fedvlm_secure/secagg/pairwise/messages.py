@@ -106,6 +106,11 @@ def parcel_bytes(with_pair: bool) -> int:
     return 64 + SHARES_BOX_BYTES + (PAIR_BOX_BYTES if with_pair else 0)
 
 
+def check_of(parcel: bytes, seed: str) -> bytes:
+    """The commitment in a parcel to the share of one of the two seeds."""
+    return parcel[:32] if seed == SELF_MASK else parcel[32:64]
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A parcel on its way to its recipient, with its Merkle path in the sender's signed :class:`ParcelList`."""

@@ -168,8 +168,7 @@ class PairwiseServer(ServerSessionBase):
 
     def _check_share(self, expected: Expected, seed: str, dealer: ClientId, holder: ClientId, share: Secret) -> None:
         """The holder found its share to fit the dealer's commitment; it must be the one it reveals (P-7.7)."""
-        parcel = self._dealt_parcel(dealer, holder)
-        committed = parcel.self_check if seed == m.SELF_MASK else parcel.seed_check
+        committed = m.check_of(self._dealt_parcel(dealer, holder), seed)
         if self._bound.share_check(share, seed, dealer, holder) != committed:
             raise expected.fault("P-7.7", f"its share of {dealer}'s {seed} seed is not the one that it was dealt")
 
@@ -224,7 +223,7 @@ class PairwiseServer(ServerSessionBase):
             if dropped < survivor:
                 pair_seed = self._bound.pair_seed(mask_seed, dropped, survivor)
             else:
-                box = self._dealt_parcel(survivor, dropped).pair
+                box = m.Parcel.from_bytes(self._dealt_parcel(survivor, dropped), with_pair=True).pair
                 try:
                     pair_seed = self._bound.open_pair(box or b"", mask_key, self._key_root, survivor, dropped)
                 except SealError as error:
@@ -261,9 +260,8 @@ class PairwiseServer(ServerSessionBase):
     def _published(self, client: ClientId) -> m.Keys:
         return unpack(m.Keys, unpack(Envelope, self._kept.keys[client]).body)  # verified when it was taken in
 
-    def _dealt_parcel(self, sender: ClientId, recipient: ClientId) -> m.Parcel:
-        parcel = self._kept.dealt[sender].parcels[bisect_left(self._recipients[sender], recipient)]
-        return m.Parcel.from_bytes(parcel, with_pair=sender < recipient)
+    def _dealt_parcel(self, sender: ClientId, recipient: ClientId) -> bytes:
+        return self._kept.dealt[sender].parcels[bisect_left(self._recipients[sender], recipient)]
 
     def _recorded(self, direction: str) -> bool:
         """Keep signed words, not shares; requests that only repeat recorded replies are kept as digests."""
