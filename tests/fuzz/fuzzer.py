@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "secagg"))
 
@@ -29,7 +29,7 @@ from fuzz_scenes import COHORTS, Scene, scenes, small_scale
 from fuzz_targets import ClientTarget, ServerTarget, Spoiled, Target
 
 EPOCH = 20_000  # messages between one set of rounds and the next
-HANG = 30  # seconds after which a single message counts as a hang
+HANG = 30  # seconds of processor time after which a single message counts as a hang
 FAILURES = 20  # after so many different ones it is not worth going on
 MEMORY_MIB = 256  # by which the process may ever be larger than with its first set of rounds
 LONG = 200_000  # a run of so many messages has to reach every clause
@@ -58,7 +58,7 @@ REACHED: dict[str, set[str]] = {
 
 
 class HangError(BaseException):
-    """One message has taken longer than :data:`HANG` seconds."""
+    """One message has taken :data:`HANG` seconds of processor time."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Tally:
 
     Attributes:
         outcomes: how often each handler has come to each outcome.
-        slowest: the longest time for one message, in seconds, by handler.
+        slowest: the longest processor time for one message, in seconds, by handler.
         failures: what was found first at each place, by handler and line of code.
     """
 
@@ -132,8 +132,8 @@ def _by_handler(targets: Iterable[Target]) -> list[list[Target]]:
 
 
 def _try(target: Target, rng: random.Random, others: list[bytes], tally: Tally, file: Path) -> None:
-    spoiled, began = target.spoil(rng, others), monotonic()
-    signal.setitimer(signal.ITIMER_REAL, HANG)
+    spoiled, began = target.spoil(rng, others), process_time()
+    signal.setitimer(signal.ITIMER_VIRTUAL, HANG)
     try:
         outcome = target.hand_over(rng, spoiled)
     except (Exception, HangError) as error:  # noqa: BLE001  # whatever it is, it is what we are looking for
@@ -145,9 +145,9 @@ def _try(target: Target, rng: random.Random, others: list[bytes], tally: Tally, 
             _describe(file, target, spoiled)
         target.renew()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     tally.outcomes[target.handler, outcome] += 1
-    tally.slowest[target.handler] = max(tally.slowest.get(target.handler, 0.0), monotonic() - began)
+    tally.slowest[target.handler] = max(tally.slowest.get(target.handler, 0.0), process_time() - began)
 
 
 def _describe(file: Path, target: Target, spoiled: Spoiled) -> None:
@@ -166,11 +166,11 @@ def _watchdog() -> Iterator[None]:
     def bark(*_: object) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, bark)
+    before = signal.signal(signal.SIGVTALRM, bark)
     try:
         yield
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _peak_mib() -> float:
