@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from fedvlm_secure.cli import app
 from fedvlm_secure.federation.settings import Settings
@@ -32,7 +33,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
 
 
 def test_readmes_commands_exist() -> None:
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = set(typer.main.get_group(app).commands)
     assert set(re.findall(r"^\$ fedvlm-secure (\w+)", README, re.MULTILINE)) <= commands
 
 
