@@ -5,8 +5,6 @@ which can be passed on alone with the few digests that lead from it to the root.
 import hashlib
 from collections.abc import Sequence
 
-DIGEST_BYTES = 32
-
 
 class MerkleError(ValueError):
     """The path does not lead from the leaf to the root."""

@@ -216,11 +216,6 @@ class ClientSessionBase:
         """The plan a saved session has begun, if any; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
         return unpack(ClientRecord, data, STATE_LIMITS).plan
 
-    @staticmethod
-    def memory_of(data: bytes) -> Memory:
-        """What a saved session has to remember; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
-        return unpack(ClientRecord, data, STATE_LIMITS).memory
-
     def _turn(self, plan: Plan, expected: Expected) -> Turn:
         return Turn(self._party, plan, self._update, self._fingerprint, expected)
 

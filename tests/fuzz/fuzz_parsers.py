@@ -79,7 +79,6 @@ def _of_states(scene: Scene) -> Iterator[ParserTarget]:
     def read_client(data: bytes) -> None:
         type(client).from_bytes(data, party, update).to_bytes()
         type(client).plan_of(data)
-        type(client).memory_of(data)
 
     def read_server(data: bytes) -> None:
         type(scene.server).from_bytes(data, identity(SERVER)).to_bytes()
