@@ -7,6 +7,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,21 +116,22 @@ class _Federation:
         started = time.monotonic()
         self._prepare(kind, coordinator.place, shared)
         seconds = {TRAINING: time.monotonic() - started}
-        session = coordinator.open(self._agreed(layout), shared, kind)
-        clients = {
-            name: participant.session(coordinator.place, self.roster, shared)
-            for name, participant in self.participants.items()
-        }
-        phases = lookup(self.settings.aggregation.protocol).phases
-        try:
-            total = run_round(_Watched(session, observer, seconds), clients, self._alive(coordinator.place, phases))
-        except PolicyRefusalError:
-            raise  # another attempt would be refused alike
-        except ProtocolError as reason:
-            observer.round_aborts(round_index, attempt, one_line(reason))
-            coordinator.abort(session, reason, seconds)
-            return
-        shared = coordinator.close(session, total, layout, kind, seconds)
+        with ExitStack() as files:
+            session = files.enter_context(closing(coordinator.open(self._agreed(layout), shared, kind)))
+            clients = {
+                name: files.enter_context(closing(participant.session(coordinator.place, self.roster, shared)))
+                for name, participant in self.participants.items()
+            }
+            phases = lookup(self.settings.aggregation.protocol).phases
+            try:
+                total = run_round(_Watched(session, observer, seconds), clients, self._alive(coordinator.place, phases))
+            except PolicyRefusalError:
+                raise  # another attempt would be refused alike
+            except ProtocolError as reason:
+                observer.round_aborts(round_index, attempt, one_line(reason))
+                coordinator.abort(session, reason, seconds)
+                return
+            shared = coordinator.close(session, total, layout, kind, seconds)
         accuracy = self._adopt(round_index, shared) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
 

@@ -67,6 +67,8 @@ class Coordinator:
         session = self._restored()
         if session is not None and session.plan.place == self.place:
             return session
+        if session is not None:
+            session.close()
         half = lookup(self._settings.aggregation.protocol).server
         plan = self._plan(agreed, shared, kind)
         return ServerJournal.begin(self._session_path, half(plan, self.identity, self.roster))
@@ -110,6 +112,7 @@ class Coordinator:
         done = [line for line in lines if line["kind"] != "aborted"]
         last = self._restored()
         assert last is not None  # the closing round's
+        last.close()
         plan = last.plan
         summary = {
             "name": self._settings.name,

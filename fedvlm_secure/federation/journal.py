@@ -151,6 +151,10 @@ class ServerJournal:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.to_bytes`."""
         return self._session.to_bytes()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
     def _save(self) -> None:
         with self._written() as rows:
             rows.execute("INSERT OR REPLACE INTO snapshot VALUES (0, ?)", (self._session.to_bytes(),))
@@ -222,6 +226,10 @@ class ClientJournal:
         """See :meth:`fedvlm_secure.secagg.session.ClientSession.to_bytes`."""
         return self._session.to_bytes()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
     def _save(self) -> None:
         with self._database.transaction() as rows:
             rows.execute("INSERT OR REPLACE INTO session VALUES (0, ?)", (self._session.to_bytes(),))
@@ -237,7 +245,7 @@ def remembered(path: Path) -> tuple[Memory, Plan | None]:
     """
     if not path.exists():
         return Memory(), None
-    with _Database(path, _CLIENT).transaction() as rows:
+    with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
         memory, saved = _client_rows(rows)
         return memory, None if saved is None else ClientSessionBase.plan_of(saved)
 
@@ -270,7 +278,8 @@ class _Database:
         self._path, self._version = path, None
         with self._explained():
             self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            weakref.finalize(self, self._connection.close)
+            # For whoever forgets to close: what interrupts a finalizer, such as Ctrl-C, is lost.
+            self.close = weakref.finalize(self, self._connection.close)
             if self._connection.execute("PRAGMA application_id").fetchone() != (form.application,):
                 raise sqlite3.DatabaseError("holds something else")
             self._connection.executescript(form.settings)

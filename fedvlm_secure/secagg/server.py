@@ -193,7 +193,10 @@ class ServerSessionBase(ABC):
             MisuseError: it is another server's.
         """
         record = unpack(ServerRecord, data, STATE_LIMITS)
-        ring, size = record.plan.ring, record.plan.layout.size
+        try:
+            ring, size = record.plan.ring, record.plan.layout.size
+        except ValueError as error:
+            raise WireError(f"the saved session's plan has no ring: {error}") from None
         if record.phase not in (*cls.phases, DONE, FAILED) or len(record.total) != size * ring.value_bytes:
             raise WireError("the saved session has an unknown phase, or a sum of another length")
         session = cls(record.plan, identity, record.roster)

@@ -7,12 +7,14 @@ import pytest
 from secagg_kit import PHASES, Federation, identity, refused
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.stream import CHUNK
-from fedvlm_secure.primitives.wire import WireError
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.messages import KeyList
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 from fedvlm_secure.secagg.plain import PlainClient
+from fedvlm_secure.secagg.server import ServerRecord
 from fedvlm_secure.secagg.session import SERVER
 
 SILENT = {"c00": "masked-input", "c04": "unmask"}
@@ -135,6 +137,20 @@ def test_what_is_no_state_of_this_session():
         PlainClient.from_bytes(state, party, update)
     with pytest.raises(MisuseError):
         PairwiseServer.from_bytes(table.server.to_bytes(), identity("stranger"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: replace(record, phase="lunch"),
+        lambda record: replace(record, total=record.total[:-1]),
+        lambda record: replace(record, plan=replace(record.plan, ring_bits=4)),
+    ],
+)
+def test_a_state_that_contradicts_itself(change):
+    record = unpack(ServerRecord, Federation().table().server.to_bytes(), STATE_LIMITS)
+    with pytest.raises(WireError):
+        PairwiseServer.from_bytes(pack(change(record), STATE_LIMITS), identity(SERVER))
 
 
 def test_secrets_of_a_state_do_not_print():
