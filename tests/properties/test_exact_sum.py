@@ -25,7 +25,7 @@ def test_the_sum_is_exact_or_the_attempt_aborts(case):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=3000)
+@settings(deadline=None, max_examples=800)
 @given(cases)
 def test_the_sum_is_exact_or_the_attempt_aborts_at_length(case):
     check(*case)

@@ -71,7 +71,7 @@ def test_the_next_attempt_is_fresh_and_exact(case):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=400)
 @given(aborted())
 def test_the_next_attempt_is_fresh_and_exact_at_length(case):
     check(*case)

@@ -56,7 +56,7 @@ def test_toy_graphs(case):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=2000)
+@settings(deadline=None, max_examples=500)
 @given(toy_rounds())
 def test_toy_graphs_at_length(case):
     check(*case)
