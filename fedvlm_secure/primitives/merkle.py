@@ -5,6 +5,8 @@ which can be passed on alone with the few digests that lead from it to the root.
 import hashlib
 from collections.abc import Sequence
 
+_DIGEST_BYTES = 32
+
 
 class MerkleError(ValueError):
     """The path does not lead from the leaf to the root."""
@@ -26,29 +28,27 @@ class MerkleTree:
         """The digest of the whole tree."""
         return self._levels[-1][0]
 
-    def path(self, index: int) -> tuple[bytes, ...]:
-        """The inclusion proof of leaf ``index``, from the leaf's sibling up."""
+    def path(self, index: int) -> bytes:
+        """The inclusion proof of leaf ``index``: digests of 32 bytes one after the other, from the leaf's sibling up."""
         siblings = []
         for level in self._levels[:-1]:
             if index ^ 1 < len(level):
                 siblings.append(level[index ^ 1])
             index >>= 1
-        return tuple(siblings)
+        return b"".join(siblings)
 
 
-def check_path(root: bytes, size: int, index: int, leaf: bytes, path: Sequence[bytes]) -> None:
+def check_path(root: bytes, size: int, index: int, leaf: bytes, path: bytes) -> None:
     """Raise :class:`MerkleError` unless ``leaf`` is leaf ``index`` of the tree of ``size`` leaves under ``root``."""
     if not 0 <= index < size:
         raise MerkleError(f"no leaf {index} in a tree of {size}")
-    node, remaining = _leaf(leaf), list(reversed(path))
+    node, used = _leaf(leaf), 0
     while size > 1:
         if index ^ 1 < size:
-            if not remaining:
-                raise MerkleError("the path is too short")
-            sibling = remaining.pop()
+            sibling, used = path[used : used + _DIGEST_BYTES], used + _DIGEST_BYTES
             node = _node(sibling, node) if index & 1 else _node(node, sibling)
         index, size = index >> 1, (size + 1) >> 1
-    if remaining or node != root:
+    if used != len(path) or node != root:
         raise MerkleError("the path does not lead to the root")
 
 

@@ -90,8 +90,9 @@ def passed_on(base: Base) -> Iterator[Fault]:
     yield at("P-1.4-passed-on", "A key message for a parcel list", message=delivered(parcel_list=genuine))
     yield at("P-1.2-parcel", "A parcel with one bit changed", message=delivered(parcel=flipped(own["parcel"], 70)))
     yield at("P-1.2-parcel-of-another", "Another client's parcel, with its path", message=delivered(**other))
-    yield at("P-1.2-path-too-long", "A path with a step too many", message=delivered(path=[*own["path"], JUNK]))
-    yield at("P-1.2-path-too-short", "A path without its last step", message=delivered(path=own["path"][:-1]))
+    yield at("P-1.2-path-too-long", "A path with a step too many", message=delivered(path=own["path"] + JUNK))
+    yield at("P-1.2-path-too-short", "A path without its last step", message=delivered(path=own["path"][:-32]))
+    yield at("P-1.2-path-cut", "A path without its last byte", message=delivered(path=own["path"][:-1]))
 
 
 def plans(base: Base, curious: Base) -> Iterator[Fault]:

@@ -56,7 +56,7 @@ PLAN = {"run": 16, "cohort": [str], "layout": LAYOUT, "clip": 8, "roster": 32, "
 REQUESTS = {
     "keys": PLAN | dict.fromkeys(NUMBERS, int) | dict.fromkeys(TEXTS, str),
     "shares": {"keys": {str: bytes}, "others": {str: 32}},
-    "masked-input": {"parcels": {str: {"parcel_list": bytes, "parcel": bytes, "path": [32]}}},
+    "masked-input": {"parcels": {str: {"parcel_list": bytes, "parcel": bytes, "path": bytes}}},
     "consistency": {"survivors": [str]},
     "unmask": {"dropped": [str], "consents": {str: 64}},
 }
@@ -337,7 +337,7 @@ class Client:
         chunks = plan.chunks(masked)
         return [{"digests": [hashlib.sha256(chunk).digest() for chunk in chunks]}, *chunks]
 
-    def unpack(self, u: str, parcel_list: bytes, parcel: bytes, path: list[bytes]) -> bytes:
+    def unpack(self, u: str, parcel_list: bytes, parcel: bytes, path: bytes) -> bytes:
         """Keep u's shares, give the pair seed."""
         plan, v, context = self.plan, self.name, (self.plan.hash, self.key_root, u, self.name)
         promised, leaves = self.passed_on(parcel_list, "shares", u), plan.recipients(u, self.listed)

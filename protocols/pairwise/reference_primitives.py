@@ -158,21 +158,21 @@ def merkle_root(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\1" + merkle_root(leaves[:k]) + merkle_root(leaves[k:])).digest()
 
 
-def merkle_path(leaves: list[bytes], m: int) -> list[bytes]:
+def merkle_path(leaves: list[bytes], m: int) -> bytes:
     if len(leaves) == 1:
-        return []
+        return b""
     k = _split(len(leaves))
     here, there = (leaves[:k], leaves[k:]) if m < k else (leaves[k:], leaves[:k])
-    return [*merkle_path(here, m % k), merkle_root(there)]
+    return merkle_path(here, m % k) + merkle_root(there)
 
 
-def path_root(leaf: bytes, m: int, n: int, path: list[bytes]) -> bytes:
+def path_root(leaf: bytes, m: int, n: int, path: bytes) -> bytes:
     """The root to which `path` leads from leaf m of n; empty if its length is wrong."""
-    if n == 1 or not path:
+    if n == 1 or len(path) < 32:
         return merkle_root([leaf]) if n == 1 and not path else b""
     k = _split(n)
-    here = path_root(leaf, m % k, k if m < k else n - k, path[:-1])
-    return here and hashlib.sha256(b"\1" + (here + path[-1] if m < k else path[-1] + here)).digest()
+    here = path_root(leaf, m % k, k if m < k else n - k, path[:-32])
+    return here and hashlib.sha256(b"\1" + (here + path[-32:] if m < k else path[-32:] + here)).digest()
 
 
 def _split(n: int) -> int:

@@ -188,8 +188,8 @@ def test_two_key_lists():
         (lambda t, p: p | {"stranger": p["c02"]}, "P-4.3", SERVER),
         (lambda t, p: p | {"c03": p["c02"]}, "P-1.5", SERVER),
         (lambda t, p: p | {"c03": replace(p["c03"], parcel=p["c02"].parcel)}, "P-1.2", SERVER),
-        (lambda t, p: p | {"c03": replace(p["c03"], path=p["c03"].path[:-1])}, "P-1.2", SERVER),
-        (lambda t, p: p | {"c03": replace(p["c03"], path=())}, "P-1.2", SERVER),
+        (lambda t, p: p | {"c03": replace(p["c03"], path=p["c03"].path[:-32])}, "P-1.2", SERVER),
+        (lambda t, p: p | {"c03": replace(p["c03"], path=b"")}, "P-1.2", SERVER),
         (lambda t, p: p | {"c03": own_parcel(t, "c03", SERVER)}, "P-1.2", SERVER),  # the server's own parcel
         (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03")}, "P-4.2", "c03"),  # a colluder's garbage
         (lambda t, p: p | {"c03": own_parcel(t, "c03", "c03", shares=bytes(66))}, "P-4.2", "c03"),  # not as committed

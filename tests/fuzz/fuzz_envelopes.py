@@ -117,4 +117,4 @@ def _redeal(delivery: Any, index: int, size: int) -> None:
             leaves = [b"another parcel"] * size
             leaves[index] = parcel
             tree = MerkleTree(leaves)
-            body["parcels"], delivery["path"] = tree.root, list(tree.path(index))
+            body["parcels"], delivery["path"] = tree.root, tree.path(index)

@@ -19,16 +19,16 @@ def defined_root(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + defined_root(leaves[:k]) + defined_root(leaves[k:])).digest()
 
 
-def defined_path(index: int, leaves: list[bytes]) -> list[bytes]:
+def defined_path(index: int, leaves: list[bytes]) -> bytes:
     """PATH of RFC 9162, section 2.1.3.1."""
     if len(leaves) == 1:
-        return []
+        return b""
     k = 1
     while 2 * k < len(leaves):
         k *= 2
     if index < k:
-        return [*defined_path(index, leaves[:k]), defined_root(leaves[k:])]
-    return [*defined_path(index - k, leaves[k:]), defined_root(leaves[:k])]
+        return defined_path(index, leaves[:k]) + defined_root(leaves[k:])
+    return defined_path(index - k, leaves[k:]) + defined_root(leaves[:k])
 
 
 LEAVES = st.lists(st.binary(max_size=8), min_size=1, max_size=40)
@@ -47,7 +47,7 @@ def test_root_and_paths_follow_the_definition(leaves):
     tree = MerkleTree(leaves)
     assert tree.root == defined_root(leaves)
     for index, leaf in enumerate(leaves):
-        assert list(tree.path(index)) == defined_path(index, leaves)
+        assert tree.path(index) == defined_path(index, leaves)
         check_path(tree.root, len(leaves), index, leaf, tree.path(index))
 
 
@@ -59,13 +59,15 @@ def test_anything_else_is_refused(leaves, data):
     wrong = [
         (tree.root, len(leaves), index, leaf + b"x", path),
         (bytes(32), len(leaves), index, leaf, path),
-        (tree.root, len(leaves), index, leaf, (*path, bytes(32))),
+        (tree.root, len(leaves), index, leaf, path + bytes(32)),
+        (tree.root, len(leaves), index, leaf, path + bytes(1)),
         (tree.root, len(leaves), len(leaves), leaf, path),
         (tree.root, len(leaves), -1, leaf, path),
     ]
     if path:
+        wrong.append((tree.root, len(leaves), index, leaf, path[:-32]))
         wrong.append((tree.root, len(leaves), index, leaf, path[:-1]))
-        wrong.append((tree.root, len(leaves), index, leaf, (bytes(32), *path[1:])))
+        wrong.append((tree.root, len(leaves), index, leaf, bytes(32) + path[32:]))
     others = [other for other in range(len(leaves)) if leaves[other] != leaf]
     wrong += [(tree.root, len(leaves), other, leaf, tree.path(other)) for other in others]
     for arguments in wrong:

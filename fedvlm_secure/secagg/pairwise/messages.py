@@ -117,7 +117,7 @@ class Delivery:
 
     parcel_list: bytes
     parcel: bytes
-    path: tuple[Digest, ...]
+    path: bytes
 
 
 @dataclass(frozen=True, slots=True)
