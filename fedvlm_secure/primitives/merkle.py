@@ -29,7 +29,7 @@ class MerkleTree:
         return self._levels[-1][0]
 
     def path(self, index: int) -> bytes:
-        """The inclusion proof of leaf ``index``: digests of 32 bytes one after the other, from the leaf's sibling up."""
+        """The inclusion proof of leaf ``index``: digests of 32 bytes in a row, from the leaf's sibling up."""
         siblings = []
         for level in self._levels[:-1]:
             if index ^ 1 < len(level):
