@@ -23,6 +23,10 @@ RANGE_DEVIATIONS = 8.5
 
 ROUNDINGS = ("stochastic", "nearest")
 
+_CHECKS = (1, 0, 0)  # what every client adds to the check coordinates
+
+Total = NDArray[np.int64] | NDArray[np.float64]  # integers, or floats whose counters and checks are whole numbers
+
 
 class GarbageSumError(ValueError):
     """The sum cannot be a sum of honestly encoded vectors: its check or counter coordinates are off."""
@@ -96,8 +100,18 @@ class Codec:
         scaled *= counters[0]
         integers = np.empty(self.layout.size, np.int64)
         integers[: len(scaled)] = self._round(scaled)
-        integers[len(scaled) :] = [*counters, 1, 0, 0]
+        integers[len(scaled) :] = [*counters, *_CHECKS]
         return Encoded(integers, saturated, clipped)
+
+    def weigh(self, update: Update) -> tuple[Floats, list[int]]:
+        """What :meth:`encode` would round: the weighted update in steps, float64 [d], and counters and checks.
+
+        For protocols that sum floats; raises as :meth:`encode` does.
+        """
+        values, counters = self.check(update)
+        scaled, _, _ = self._quantisable(values)
+        scaled *= counters[0]
+        return scaled, [*counters, *_CHECKS]
 
     def saturation(self, update: Update) -> tuple[int, bool]:
         """What :meth:`encode` would say of ``update``: coordinates beyond the range, and whether it is clipped.
@@ -122,13 +136,13 @@ class Codec:
         np.clip(scaled, -edge, edge, out=scaled)
         return scaled, saturated, clipped
 
-    def decode(self, total: NDArray[np.int64]) -> Decoded:
-        """The weighted mean from the signed sum [layout.size] of encoded updates; raises as :meth:`counted` does."""
+    def decode(self, total: Total) -> Decoded:
+        """The weighted mean from the sum [layout.size] of encoded or weighed updates; raises as :meth:`counted`."""
         counters, participants = self.counted(total)
         scaled: Floats = total[: self.layout.update].astype(np.float64) * (self.step / counters["weight"])
         return Decoded(unrotate(scaled, self.seed), counters, participants)
 
-    def counted(self, total: NDArray[np.int64]) -> tuple[dict[str, int], int]:
+    def counted(self, total: Total) -> tuple[dict[str, int], int]:
         """The counters' sums, and how many clients took part.
 
         Raises:

@@ -25,7 +25,7 @@ from fedvlm_secure.secagg.client import ClientSessionBase
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.server import ServerSessionBase
-from fedvlm_secure.secagg.session import ClientId, Memory, RingSum
+from fedvlm_secure.secagg.session import ClientId, Memory, RingSum, SealedSum
 from fedvlm_secure.secagg.transcript import Transcript
 
 BUSY_SECONDS = 5.0  # how long a transaction waits for one of another process
@@ -143,7 +143,7 @@ class ServerJournal:
         self._durable().end_phase()
         self._save()
 
-    def aggregate(self) -> RingSum:
+    def aggregate(self) -> RingSum | SealedSum:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.aggregate`."""
         return self._durable().aggregate()
 
@@ -202,6 +202,11 @@ class ClientJournal:
     def memory(self) -> Memory:
         """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
         return self._session.memory
+
+    @property
+    def sum(self) -> RingSum | None:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        return self._session.sum
 
     def reply(self, request: bytes) -> bytes:
         """As :meth:`fedvlm_secure.secagg.session.ClientSession.reply`, and on disk when it returns.

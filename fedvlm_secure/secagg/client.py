@@ -5,7 +5,7 @@ state and request into the next state and the answer. A used state is gone, so i
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -18,30 +18,39 @@ from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.wire import STATE_LIMITS
-from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
+from fedvlm_secure.secagg.envelope import NETWORK, Expected, claimed_phase, join, seal
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party, check_plan
-from fedvlm_secure.secagg.session import SERVER, Memory
+from fedvlm_secure.secagg.session import SERVER, Memory, RingSum
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a transition may look at besides its state and the request."""
+    """What a transition may look at besides its state and the request; ``chunks`` follow the request's envelope."""
 
     party: Party
     plan: Plan
     update: Update
     fingerprint: bytes
     expected: Expected
+    memory: Memory
+    chunks: Sequence[memoryview] = ()
 
     def encoded(self) -> Words:
-        """The update as words of the ring; raises :class:`MisuseError` if it is not the one the session began with.
+        """The update as words of the ring; raises as :meth:`own_update` does."""
+        return self.plan.ring.from_signed(self.plan.codec.encode(self.own_update()).integers)
+
+    def own_update(self) -> Update:
+        """The update that the session began with.
 
         Training in place between two phases would otherwise send one update and remember another (P-7.5).
+
+        Raises:
+            MisuseError: its values have changed.
         """
         if fingerprint(self.update) != self.fingerprint:
             raise MisuseError("the update's values changed after the session was opened; give the session its own copy")
-        return self.plan.ring.from_signed(self.plan.codec.encode(self.update).integers)
+        return self.update
 
     def fault(self, clause: str, detail: str) -> ProtocolError:
         """The server broke ``clause``."""
@@ -78,11 +87,15 @@ Transition = Callable[[Turn, Any, Any], tuple[object, Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One row of a protocol's table: the phase, the form of its request, and the transition."""
+    """One row of a protocol's table: the phase, the form of its request, and the transition.
+
+    The request of a first step is the plan or has it as ``plan``. ``chunks`` says whether chunks follow the request.
+    """
 
     phase: str
     request: type
     transition: Transition
+    chunks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,8 @@ class ClientSessionBase:
     """One client in one attempt; a protocol adds its table of steps."""
 
     protocol: ClassVar[str]
-    steps: ClassVar[Mapping[type, Step]]
+    latched: ClassVar[tuple[type, ...]] = (Finished,)  # states in which the update must never be sent again
+    steps: ClassVar[Mapping[type, tuple[Step, ...]]]  # several where the server chooses with which phase to begin
 
     def __init__(self, party: Party, update: Update, memory: Memory | None = None) -> None:
         self._party = party
@@ -146,21 +160,29 @@ class ClientSessionBase:
             return None
         return ProtocolError(**asdict(self._state), round=None if self._plan is None else self._plan.place)
 
+    @property
+    def sum(self) -> RingSum | None:
+        """See :class:`fedvlm_secure.secagg.session.ClientSession`."""
+        return None
+
     def reply(self, request: bytes) -> bytes:
         """See :meth:`fedvlm_secure.secagg.session.ClientSession.reply`."""
         request_digest = hashlib.sha256(request).digest()
         if request_digest == self._last_request:
             return self._last_reply
-        step = self.steps.get(type(self._state))
-        if step is None:
+        steps = self.steps.get(type(self._state))
+        if steps is None:
             raise MisuseError("this session is over and answers nothing new; open one for the next attempt")
+        claimed = claimed_phase(request) if len(steps) > 1 else None
+        step = next((step for step in steps if step.phase == claimed), steps[0])
         expected = self._expected(step)
         frames = expected.frames(request)
-        if len(frames) != 1:
+        if len(frames) != 1 and not step.chunks:
             raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
         body: Any = expected.open(frames[0], step.request)
-        plan = self._accept(expected, frames[0], body) if self._plan is None else self._plan
-        state, (answer, chunks) = self._transition(step, self._turn(plan, expected), body)
+        plan = self._accept(expected, frames[0], step, body) if self._plan is None else self._plan
+        turn = Turn(self._party, plan, self._update, self._fingerprint, expected, self._memory, frames[1:])
+        state, (answer, chunks) = self._transition(step, turn, body)
         envelope = seal(self._party.identity, step.phase, plan.hash, self._party.name, SERVER, answer)
         self._state, self._plan = state, plan
         self._remember(plan)
@@ -216,9 +238,6 @@ class ClientSessionBase:
         """The plan a saved session has begun, if any; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
         return unpack(ClientRecord, data, STATE_LIMITS).plan
 
-    def _turn(self, plan: Plan, expected: Expected) -> Turn:
-        return Turn(self._party, plan, self._update, self._fingerprint, expected)
-
     def _expected(self, step: Step) -> Expected:
         plan = self._plan
         return Expected(
@@ -230,9 +249,10 @@ class ClientSessionBase:
             place=None if plan is None else plan.place,
         )
 
-    def _accept(self, expected: Expected, envelope: memoryview, plan: Plan) -> Plan:
+    def _accept(self, expected: Expected, envelope: memoryview, step: Step, body: Any) -> Plan:
         """Check a plan, which the first request of every protocol carries, before anything is made for it."""
-        replace(expected, plan=plan.hash, place=plan.place).open(envelope, Plan)
+        plan: Plan = body if isinstance(body, Plan) else body.plan
+        replace(expected, plan=plan.hash, place=plan.place).open(envelope, step.request)
         if plan.protocol != self.protocol:
             raise expected.fault("P-2.6", f"proposes protocol {plan.protocol[:40]!r} to a session of {self.protocol!r}")
         check_plan(plan, self._party, self._memory, expected.phase)
@@ -251,5 +271,6 @@ class ClientSessionBase:
 
     def _remember(self, plan: Plan) -> None:
         self._memory = replace(self._memory, begun={**self._memory.begun, plan.run.hex(): plan.place})
-        if isinstance(self._state, Finished) and self._update.values.size:
-            self._memory = replace(self._memory, answered=(*self._memory.answered, self._fingerprint))
+        answered = self._memory.answered
+        if isinstance(self._state, self.latched) and self._update.values.size and self._fingerprint not in answered:
+            self._memory = replace(self._memory, answered=(*answered, self._fingerprint))

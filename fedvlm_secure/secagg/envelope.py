@@ -61,6 +61,14 @@ def split(message: bytes) -> list[memoryview]:
     return frames
 
 
+def claimed_phase(message: bytes) -> str | None:
+    """The phase that a message's envelope names, before anything of it is verified; None if it is no envelope."""
+    try:
+        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).phase
+    except WireError:
+        return None
+
+
 def seal(identity: Identity, phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: object) -> bytes:
     """A signed envelope around a message dataclass, as canonical bytes."""
     return seal_packed(identity, phase, plan, sender, recipient, pack(body))

@@ -19,7 +19,7 @@ from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import simulated
 from fedvlm_secure.secagg.round import run_round
-from fedvlm_secure.secagg.session import ClientId, ClientSession, ServerSession
+from fedvlm_secure.secagg.session import ClientId, ClientSession, SealedSum, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
 
 
@@ -58,7 +58,8 @@ def secure_mean(
     Args:
         vectors: at least three arrays [d], float32 or float64, finite.
         weights: one integer from 1 to ``weight_max`` a vector; all 1 if None.
-        protocol: ``"pairwise"``, or ``"plain"`` (no protection at all).
+        protocol: ``"pairwise"``, ``"bfv"`` or ``"ckks"`` (one key that all clients hold and the server does not), or
+            ``"plain"`` (no protection at all).
         dropouts: client index to the phase from which on that client is silent.
         clip_norm: longer vectors are scaled down to this L2 norm. None takes the largest norm among the vectors: a
             convenience of simulation, since in the field nobody knows that number.
@@ -107,6 +108,8 @@ def secure_mean(
         return name not in silent or entry.phases.index(phase) < entry.phases.index(silent[name])
 
     total = run_round(cast(ServerSession, server), cast(Mapping[ClientId, ClientSession], clients), alive)
+    if isinstance(total, SealedSum):
+        total = next(session.sum for session in clients.values() if session.sum is not None)
     decoded = plan.codec.decode(total.total)
     return SecureMean(
         mean=decoded.mean,

@@ -24,7 +24,7 @@ class PlainClient(ClientSessionBase):
     """The client's half."""
 
     protocol = NAME
-    steps = {Ready: Step(INPUT, Plan, send_readable)}  # noqa: RUF012
+    steps = {Ready: (Step(INPUT, Plan, send_readable),)}  # noqa: RUF012
 
 
 class PlainServer(ServerSessionBase):

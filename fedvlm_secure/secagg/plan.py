@@ -13,6 +13,7 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import Digest, pack
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY, check_fits
 from fedvlm_secure.secagg.graph import neighbours, sparse
 from fedvlm_secure.secagg.session import ClientId
 
@@ -152,17 +153,22 @@ def propose(
     model: bytes,
     protocol: str = "pairwise",
     threat_model: str = MALICIOUS_SERVER,
-    max_corrupt: int = 1,
+    max_corrupt: int | None = None,
     threshold: int | None = None,
     min_survivors: int | None = None,
     rounding: str = "stochastic",
 ) -> Plan:
     """A plan with everything that follows from the cohort filled in: thresholds and ring.
 
+    Args:
+        max_corrupt: None is 1, or 0 under a protocol whose key every client holds.
+
     Raises:
         MisuseError: the numbers do not make a safe round; the text says which to change.
     """
     clients = len(cohort)
+    if max_corrupt is None:
+        max_corrupt = 0 if protocol in SHARED_KEY else 1
     if threat_model not in THREAT_MODELS:
         raise MisuseError(f"threat_model is {threat_model!r}; it must be one of {', '.join(THREAT_MODELS)}")
     if not 0 <= max_corrupt < clients:
@@ -171,6 +177,7 @@ def propose(
         raise MisuseError(f"clip_norm is {clip_norm}; it must be a positive finite number")
     if rounding not in ROUNDINGS:
         raise MisuseError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
+    check_fits(protocol, layout, clients)
     if min_survivors is None:
         min_survivors = default_survivors(threat_model, clients, max_corrupt, threshold)
     wiring = shape(threat_model, clients, max_corrupt, min_survivors)

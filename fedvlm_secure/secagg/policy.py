@@ -1,12 +1,14 @@
 """What a client accepts. It recomputes what the plan claims, and never trusts a number because the server sent it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY, check_fits
 from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, shape
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, Memory
@@ -21,6 +23,9 @@ class Policy:
         max_corrupt: at least this many colluding clients must be planned for.
         min_cohort, min_survivors: fewest clients in a plan, and in a sum.
         protocols: accepted protocols; ``"plain"`` protects nothing and has to be named here on purpose.
+        shared_key_despite_collusion: whether a plan may count on colluding clients and yet use one key that every
+            client holds (``"ckks"``, ``"bfv"``): server and one such client together read every input.
+        published: counters whose sums the server may be told where it cannot read the sum itself.
     """
 
     threat_model: str = MALICIOUS_SERVER
@@ -28,6 +33,8 @@ class Policy:
     min_cohort: int = 3
     min_survivors: int = 3
     protocols: tuple[str, ...] = ("pairwise",)
+    shared_key_despite_collusion: bool = False
+    published: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class Party:
 
     Attributes:
         model: the hash the client computed itself over everything it loaded.
+        following: the hash of the model that follows from a decoded sum, where clients are those who read it.
     """
 
     name: ClientId
@@ -43,6 +51,7 @@ class Party:
     roster: Roster
     policy: Policy
     model: bytes
+    following: Callable[[Decoded], bytes] | None = None
 
 
 def check_plan(plan: Plan, party: Party, memory: Memory, phase: str) -> None:
@@ -69,6 +78,7 @@ def _rules(plan: Plan, party: Party, memory: Memory) -> Iterator[tuple[str, bool
     yield "P-2.2", cohort, "the cohort must be sorted members of the roster, and hold us"
     yield "P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"
     yield "P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"
+    yield "P-2.5", _protocol_fits(plan), f"the sums do not fit {plan.protocol[:40]!r}"
     ring = f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort, or the clip norm is unusable"
     yield "P-2.5", _ring_fits(plan), ring
     yield "P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"
@@ -97,6 +107,14 @@ def _ring_fits(plan: Plan) -> bool:
         return False
 
 
+def _protocol_fits(plan: Plan) -> bool:
+    try:
+        check_fits(plan.protocol, plan.layout, len(plan.cohort))
+    except MisuseError:
+        return False
+    return True
+
+
 def _is_news(plan: Plan, memory: Memory) -> bool:
     return min(plan.place) >= 1 and plan.place > memory.begun.get(plan.run.hex(), ())
 
@@ -104,6 +122,10 @@ def _is_news(plan: Plan, memory: Memory) -> bool:
 def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:
     for met, detail in (
         (plan.protocol in policy.protocols, f"protocol {plan.protocol[:40]!r} is not accepted"),
+        (
+            not plan.max_corrupt or plan.protocol not in SHARED_KEY or policy.shared_key_despite_collusion,
+            f"under {plan.protocol!r} the server and one of {plan.max_corrupt} colluding clients read every input",
+        ),
         (
             plan.threat_model == MALICIOUS_SERVER or policy.threat_model != MALICIOUS_SERVER,
             f"threat model {plan.threat_model!r} is weaker than {policy.threat_model!r}",

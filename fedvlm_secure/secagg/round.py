@@ -7,7 +7,7 @@ only in how bytes travel between the two.
 from collections.abc import Callable, Mapping
 
 from fedvlm_secure.errors import ProtocolError
-from fedvlm_secure.secagg.session import ClientId, ClientSession, RingSum, ServerSession
+from fedvlm_secure.secagg.session import ClientId, ClientSession, RingSum, SealedSum, ServerSession
 
 Alive = Callable[[ClientId, str], bool]
 OnFault = Callable[[ProtocolError], None]
@@ -28,7 +28,7 @@ def run_round(
     clients: Mapping[ClientId, ClientSession],
     alive: Alive = everyone,
     on_fault: OnFault = stop,
-) -> RingSum:
+) -> RingSum | SealedSum:
     """Run one attempt at a round in this process.
 
     Args:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +16,7 @@ from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal_packed
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum
+from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum, SealedSum
 from fedvlm_secure.secagg.transcript import Entry, Transcript
 from fedvlm_secure.secagg.upload import verified_chunks
 
@@ -44,8 +44,9 @@ class ServerSessionBase(ABC):
     """The server in one attempt. Subclasses name the phases and say what each asks and takes."""
 
     phases: tuple[str, ...]
+    sums_words = True  # whether the sum is one of ring words, kept here; if not, a subclass keeps it
 
-    def __init__(self, plan: Plan, identity: Identity, roster: Roster) -> None:
+    def __init__(self, plan: Plan, identity: Identity, roster: Roster, carried: bytes = b"") -> None:
         if plan.roster != roster.hash or identity.public != roster.server:
             raise MisuseError("the plan, the roster and the server's key do not belong together")
         if not set(plan.cohort) <= roster.keys().keys() - {SERVER}:
@@ -59,7 +60,7 @@ class ServerSessionBase(ABC):
         self._asked: tuple[ClientId, ...] = plan.cohort
         self._replied: set[ClientId] = set()
         self._uploaded: set[ClientId] = set()
-        self._total = plan.ring.zeros(plan.layout.size)
+        self._total = plan.ring.zeros(plan.layout.size if self.sums_words else 0)
         self._entries: dict[tuple[str, str, ClientId], Entry] = {}
 
     @property
@@ -78,6 +79,16 @@ class ServerSessionBase(ABC):
         return self._phase == DONE
 
     @property
+    def carried(self) -> bytes:
+        """What the next attempt's session needs of this one, to be given to it; empty under most protocols."""
+        return b""
+
+    @staticmethod
+    def rotated(carried: bytes) -> bytes:
+        """``carried``, but so that the next session makes new keys where it would have used those of this one."""
+        return carried
+
+    @property
     def transcript(self) -> Transcript:
         """What happened so far."""
         return Transcript(pack(self._roster), pack(self._plan), tuple(self._entries.values()))
@@ -85,6 +96,10 @@ class ServerSessionBase(ABC):
     @abstractmethod
     def _request(self, client: ClientId) -> object:
         """The body of this phase's request to one client."""
+
+    def _chunks(self) -> Sequence[bytes]:
+        """What follows the envelope of each of this phase's requests."""
+        return ()
 
     def _alike(self) -> bool:
         """Whether this phase's request is the same for everyone, so that it is packed once."""
@@ -123,7 +138,7 @@ class ServerSessionBase(ABC):
             if client not in self._replied:
                 body = body if body is not None and self._alike() else pack(self._request(client))
                 envelope = seal_packed(self._identity, phase, self._hash, SERVER, client, body)
-                message = join([envelope])
+                message = join([envelope, *self._chunks()])
                 self._note("request", client, envelope, len(message))
                 yield client, message
 
@@ -152,10 +167,9 @@ class ServerSessionBase(ABC):
         following = self.phases.index(self._phase) + 1
         self._phase = self.phases[following] if following < len(self.phases) else DONE
 
-    def aggregate(self) -> RingSum:
+    def aggregate(self) -> RingSum | SealedSum:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.aggregate`."""
-        if not self.done:
-            raise MisuseError(f"the round is in phase {self._phase}; there is no sum to take")
+        self._require_done()
         total = self._plan.ring.to_signed(self._unprotected())
         try:
             _, participants = self._plan.codec.counted(total)
@@ -164,8 +178,7 @@ class ServerSessionBase(ABC):
         if participants != len(self._uploaded):
             detail = f"{participants} participations in the sum of {len(self._uploaded)} uploads"
             raise self._fault("P-8.1", THE_COHORT, detail)
-        dropped = set(self._plan.cohort) - self._uploaded
-        return RingSum(total, tuple(sorted(self._uploaded)), tuple(sorted(dropped)))
+        return RingSum(total, *self._who())
 
     def to_bytes(self) -> bytes:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.to_bytes`."""
@@ -194,7 +207,7 @@ class ServerSessionBase(ABC):
         """
         record = unpack(ServerRecord, data, STATE_LIMITS)
         try:
-            ring, size = record.plan.ring, record.plan.layout.size
+            ring, size = record.plan.ring, record.plan.layout.size if cls.sums_words else 0
         except ValueError as error:
             raise WireError(f"the saved session's plan has no ring: {error}") from None
         if record.phase not in (*cls.phases, DONE, FAILED) or len(record.total) != size * ring.value_bytes:
@@ -211,6 +224,14 @@ class ServerSessionBase(ABC):
 
     def _expected(self, phase: str, sender: ClientId, recipient: ClientId = SERVER) -> Expected:
         return Expected(phase, sender, recipient, self._keys[sender], self._hash, self._plan.place)
+
+    def _require_done(self) -> None:
+        if not self.done:
+            raise MisuseError(f"the round is in phase {self._phase}; there is no sum to take")
+
+    def _who(self) -> tuple[tuple[ClientId, ...], tuple[ClientId, ...]]:
+        """Who is in the sum, and who of the cohort is not; sorted."""
+        return tuple(sorted(self._uploaded)), tuple(sorted(set(self._plan.cohort) - self._uploaded))
 
     def _running(self) -> str:
         if self._phase in (DONE, FAILED):

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fedvlm_secure.encoding.codec import Total
+from fedvlm_secure.primitives.schema import Digest
 from fedvlm_secure.secagg.transcript import Transcript
 
 ClientId = str
@@ -25,12 +24,28 @@ class RingSum:
     """The sum of the survivors' vectors.
 
     Attributes:
-        total: int64 [layout.size], the signed representatives.
+        total: int64 [layout.size], the signed representatives; float64 under a protocol that sums floats.
         survivors: the clients whose masked input is in the sum, sorted.
         dropped: the rest of the cohort, sorted.
     """
 
-    total: NDArray[np.int64]
+    total: Total
+    survivors: tuple[ClientId, ...]
+    dropped: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSum:
+    """What the server knows of a sum that only clients can read.
+
+    Attributes:
+        model: hash of the model that follows from the sum, as the clients who read it say with one voice.
+        published: the counters' sums that those clients chose to publish.
+        survivors, dropped: as in :class:`RingSum`.
+    """
+
+    model: Digest
+    published: dict[str, int]
     survivors: tuple[ClientId, ...]
     dropped: tuple[ClientId, ...]
 
@@ -67,8 +82,12 @@ class ServerSession(Protocol):
             RoundAbortedError: too few remain; the session refuses further use.
         """
 
-    def aggregate(self) -> RingSum:
-        """The sum over the survivors; raises :class:`ProtocolError` if shares or check coordinates do not fit."""
+    def aggregate(self) -> RingSum | SealedSum:
+        """The sum over the survivors, or what is known of it where only clients can read it.
+
+        Raises:
+            ProtocolError: shares or check coordinates do not fit.
+        """
 
     def to_bytes(self) -> bytes:
         """The durable state."""
@@ -80,6 +99,10 @@ class ClientSession(Protocol):
     @property
     def memory(self) -> "Memory":
         """What the client must remember after this session, to be given to the next one."""
+
+    @property
+    def sum(self) -> RingSum | None:
+        """The sum, once this client has read it; under most protocols the server does, and this stays None."""
 
     def reply(self, request: bytes) -> bytes:
         """The answer to one request.
@@ -96,13 +119,24 @@ class ClientSession(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyPin:
+    """The key of a run that a client uses: no earlier epoch, and in this epoch no other dealing (None: not yet any)."""
+
+    epoch: int
+    dealing: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What outlives an attempt at the client: the last plan it began in every run, and which updates it answered for.
 
     Attributes:
         begun: (round, attempt) of the last plan begun, by the run in hex. Plans must come in increasing order (P-2.7).
-        answered: fingerprints of updates whose ``unmask`` was answered; they are never sent again (P-7.5).
+        answered: fingerprints of updates that are never sent again: ``unmask`` was answered for them (P-7.5), or their
+            ciphertexts have left (E-4.4).
+        keys: the shared key in use, by the run in hex, under protocols that have one (E-3.4).
     """
 
     begun: dict[str, tuple[int, ...]] = field(default_factory=dict)
     answered: tuple[bytes, ...] = ()
+    keys: dict[str, KeyPin] = field(default_factory=dict)

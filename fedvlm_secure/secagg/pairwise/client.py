@@ -140,11 +140,11 @@ class PairwiseClient(ClientSessionBase):
 
     protocol = NAME
     steps = {  # noqa: RUF012
-        Ready: Step(m.KEYS, Plan, advertise),
-        KeysSent: Step(m.SHARES, m.KeyList, share),
-        SharesSent: Step(m.MASKED_INPUT, m.Deliveries, mask),
-        InputSent: Step(m.CONSISTENCY, m.SurvivorList, consent),
-        Consented: Step(m.UNMASK, m.UnmaskRequest, reveal),
+        Ready: (Step(m.KEYS, Plan, advertise),),
+        KeysSent: (Step(m.SHARES, m.KeyList, share),),
+        SharesSent: (Step(m.MASKED_INPUT, m.Deliveries, mask),),
+        InputSent: (Step(m.CONSISTENCY, m.SurvivorList, consent),),
+        Consented: (Step(m.UNMASK, m.UnmaskRequest, reveal),),
     }
 
 

@@ -1,0 +1,78 @@
+"""What the two schemes run with, fixed by the protocol and never negotiated (SPEC, section 3).
+
+The server only adds. There is no multiplication, no rotation and no public key, so nothing is published but ciphertexts
+under one prime of 54 bits. Degree 4,096 allows 109 bits (classical) or 101 (quantum) at 128-bit security in the
+Homomorphic Encryption Standard (Albrecht et al. 2018, table 1, ternary secret).
+"""
+
+from dataclasses import dataclass
+
+from fedvlm_secure.encoding.layout import CHECKS, VectorLayout
+from fedvlm_secure.errors import MisuseError
+
+BFV = "bfv"
+CKKS = "ckks"
+SHARED_KEY = (BFV, CKKS)  # every client holds the key
+
+DEGREE = 4096
+COEFFICIENT_BITS = 54
+SLOTS = DEGREE  # BFV has as many integer slots; CKKS half as many complex ones, which are as many reals
+
+# The largest prime below 2^38 that is 1 mod 2·DEGREE. Under a larger one, noise of ten thousand sums can reach the
+# message; 2^41 came out wrong.
+PLAIN_MODULUS = 274_877_816_833
+HALF_MODULUS = (PLAIN_MODULUS - 1) // 2
+
+NOISE_DEVIATION = 3.2  # of a fresh ciphertext's error polynomial, a coefficient
+CKKS_LARGEST_COHORT = 1000  # every client has a slot of its own in every ciphertext
+LIMB_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How BFV puts the update's coordinates into slots: ``per_slot`` of them side by side, ``width`` bits each."""
+
+    width: int
+    per_slot: int
+
+
+def packing(layout: VectorLayout, clients: int) -> Packing:
+    """As many coordinates a slot as the sum over ``clients`` leaves room for; counters and checks have slots alone.
+
+    Raises:
+        MisuseError: not even one fits.
+    """
+    largest = clients * (layout.weight_max * layout.levels + 1)
+    counted = clients * max(counter.bound for counter in layout.counters)
+    if max(largest, counted) > HALF_MODULUS:
+        raise MisuseError(
+            f"sums of {clients} clients reach {max(largest, counted)}, and bfv holds up to {HALF_MODULUS}; "
+            "lower value_bits, weight_max or a counter's bound, or use pairwise"
+        )
+    width, per_slot = largest.bit_length() + 1, 1
+    while largest * _ones(width, per_slot + 1) <= HALF_MODULUS:
+        per_slot += 1
+    return Packing(width, per_slot)
+
+
+def scale_bits(clients: int) -> int:
+    """CKKS's scale: the sum of ``clients`` polynomials with coefficients up to 8 scales stays below q/2 = 2^53."""
+    return 49 - clients.bit_length()
+
+
+def check_fits(protocol: str, layout: VectorLayout, clients: int) -> None:
+    """Headroom, before anything is encrypted; raises :class:`MisuseError`."""
+    if protocol == BFV:
+        packing(layout, clients)
+    elif protocol == CKKS and clients > CKKS_LARGEST_COHORT:
+        raise MisuseError(f"ckks takes up to {CKKS_LARGEST_COHORT} clients, not {clients}; use bfv or pairwise")
+
+
+def tail_size(layout: VectorLayout) -> int:
+    """Coordinates behind the update."""
+    return len(layout.counters) + CHECKS
+
+
+def _ones(width: int, count: int) -> int:
+    """1 + 2^width + … with ``count`` terms."""
+    return ((1 << (width * count)) - 1) // ((1 << width) - 1)
