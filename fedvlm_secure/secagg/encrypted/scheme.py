@@ -8,6 +8,7 @@ which it seeds from the operating system.
 """
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from fedvlm_secure.secagg.encrypted.parameters import BFV, COEFFICIENT_BITS, DEG
 SEED_BYTES = 64
 _SIZE_FIELD = slice(8, 16)  # of SEAL's header: the size of the whole
 _MOST_BYTES = 2 * 8 * DEGREE + 1024  # two polynomials of 64-bit words, incompressible, and headers
+
+_MEMORY = "/dev/shm"
 
 Slots = NDArray[np.int64] | NDArray[np.float64]
 
@@ -135,16 +138,16 @@ def _context(kind: str, seed: list[int] | None = None) -> Any:
 
 
 class _File:
-    """Where SEAL writes to and reads from: a private temporary file, gone with this object."""
+    """Where SEAL writes to and reads from: a private temporary file, in memory if the system has a place for that."""
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="fedvlm-secure-", buffering=0)  # noqa: SIM115  # as long as we are
+        folder = _MEMORY if Path(_MEMORY).is_dir() else None
+        self._file = tempfile.NamedTemporaryFile(prefix="fedvlm-secure-", dir=folder, buffering=0)  # noqa: SIM115
         self.path = self._file.name
 
     def write(self, data: bytes | memoryview) -> None:
-        """Replace what the file holds."""
+        """Put ``data`` at the file's start; what lies behind it SEAL does not read."""
         self._file.seek(0)
-        self._file.truncate()
         self._file.write(data)
 
     def read(self) -> bytes:
