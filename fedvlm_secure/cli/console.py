@@ -3,10 +3,13 @@
 Standard output is for results: the table, or one JSON object.
 """
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -24,10 +27,16 @@ class PlainObserver(Observer):
 
     resumable: Path | None = None
     rounds = 0
+    interrupted = False
 
     def say(self, text: str) -> None:
         """Print one line."""
         print(text, file=sys.stderr, flush=True)
+
+    def stop_if_asked(self) -> None:
+        """Interrupt again where Ctrl-C came inside a library's callback, which swallows exceptions."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def loading(self, what: str) -> None:
         """See :class:`Observer`."""
@@ -35,7 +44,16 @@ class PlainObserver(Observer):
 
     def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
         """See :class:`Observer`."""
+        self.stop_if_asked()
         self.rounds = rounds
+
+    def step(self, site: str, step: int, steps: int, loss: float) -> None:
+        """See :class:`Observer`."""
+        self.stop_if_asked()
+
+    def phase_ends(self, phase: str, seconds: float) -> None:
+        """See :class:`Observer`."""
+        self.stop_if_asked()
 
     def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
         """See :class:`Observer`."""
@@ -76,6 +94,7 @@ class BarObserver(PlainObserver):
 
     def step(self, site: str, step: int, steps: int, loss: float) -> None:
         """See :class:`Observer`."""
+        super().step(site, step, steps, loss)
         self._progress.update(self._now, description=f"{site}, loss {loss:.3f}", total=steps, completed=step)
         self._progress.update(self._run, completed=self._done + self._share * step / steps)
 
@@ -85,6 +104,7 @@ class BarObserver(PlainObserver):
 
     def phase_ends(self, phase: str, seconds: float) -> None:
         """See :class:`Observer`."""
+        super().phase_ends(phase, seconds)
         self._progress.update(self._now, description=f"secure sum: {phase}")
 
 
@@ -98,14 +118,34 @@ def watch() -> Iterator[PlainObserver]:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console, transient=True) as progress:
                 observer = BarObserver(progress)
-                yield observer
+                with _interrupting(observer):
+                    yield observer
         else:
             observer = PlainObserver()
-            yield observer
+            with _interrupting(observer):
+                yield observer
     except (KeyboardInterrupt, RoundAbortedError):
         if observer.resumable is not None and (observer.resumable / "settings.toml").exists():
             print(f"stopped; continue with: fedvlm-secure run --resume {observer.resumable}", file=sys.stderr)
         raise
+
+
+@contextmanager
+def _interrupting(observer: PlainObserver) -> Iterator[None]:
+    """Let the observer know of Ctrl-C as well as whatever runs at that moment."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        observer.interrupted = True
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def as_dict(result: RunResult) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _seasoned(federation: Federation, session: type[ClientSessionBase], name: st
     """A client that has begun an earlier attempt, which it remembers."""
     earlier = session(party_of(federation, name), federation.updates[name])
     plan = replace(federation.plan, attempt=1)
-    first = session.steps[type(earlier._state)].phase
+    first = session.steps[type(earlier._state)][0].phase
     earlier.reply(federation.says(first, name, plan, plan=plan))
     memory = replace(earlier.memory, answered=())  # in `plain` it has answered already
     return session(party_of(federation, name), federation.updates[name], memory)
