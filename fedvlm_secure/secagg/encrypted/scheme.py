@@ -24,7 +24,7 @@ SEED_BYTES = 64
 _SIZE_FIELD = slice(8, 16)  # of SEAL's header: the size of the whole
 _MOST_BYTES = 2 * 8 * DEGREE + 1024  # two polynomials of 64-bit words, incompressible, and headers
 
-_MEMORY = "/dev/shm"
+_MEMORY = "/dev/shm"  # noqa: S108  # the file in it has a random name and is its owner's only
 
 Slots = NDArray[np.int64] | NDArray[np.float64]
 
