@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,8 @@ class _Federation:
                 observer.round_aborts(round_index, attempt, one_line(reason))
                 coordinator.abort(session, reason, seconds)
                 return
-            shared = coordinator.close(session, total, layout, kind, seconds)
-        accuracy = self._adopt(round_index, shared) if kind == TRAINING else float("nan")
+            coordinator.close(session, total, layout, kind, seconds)
+        accuracy = self._adopt(round_index) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
 
     def finish(self) -> dict[str, Any]:
@@ -144,10 +145,10 @@ class _Federation:
             participant.finish(rounds, shared, self.model_name)
         return self.coordinator.finish(layout.size, _versions())
 
-    def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray) -> None:
+    def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray | None) -> None:
         round_index = place[0]
         if round_index > 1:
-            self._adopt(round_index - 1, shared)  # whoever was interrupted before it did
+            self._adopt(round_index - 1)  # whoever was interrupted before it did
         for name, participant in self.participants.items():
             if kind == TRAINING:
                 participant.prepare(
@@ -159,8 +160,12 @@ class _Federation:
             else:
                 participant.prepare_evaluation(round_index, shared)
 
-    def _adopt(self, round_index: int, shared: np.ndarray) -> float:
-        evaluations = [participant.adopt(round_index, shared) for participant in self.participants.values()]
+    def _adopt(self, round_index: int) -> float:
+        layout, coordinator = self._layout(round_index), self.coordinator
+        evaluations = [
+            participant.adopt(round_index, self.roster, partial(coordinator.result, layout, name))
+            for name, participant in self.participants.items()
+        ]
         return sum(evaluation.accuracy for evaluation in evaluations) / len(evaluations)
 
     def _alive(self, place: tuple[int, int], phases: tuple[str, ...]) -> Callable[[ClientId, str], bool]:

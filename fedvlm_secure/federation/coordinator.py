@@ -1,5 +1,10 @@
-"""The server: it proposes plans, relays messages, adds protected vectors, and learns one thing a round, the sum."""
+"""The server: it proposes plans, relays messages, adds protected vectors, and learns one thing a round, the sum.
 
+Under a protocol whose key only hospitals hold it learns not even that: it relays the sum, and knows the model by its
+hash.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +15,16 @@ import safetensors.torch
 import torch
 
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
-from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.journal import ServerJournal
-from fedvlm_secure.federation.rounds import evaluation_of, model_hash, proposal
+from fedvlm_secure.federation.rounds import Result, SealedResult, figures, model_hash, moved, proposal
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives import SPEC_VERSION, entropy
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.session import RingSum
+from fedvlm_secure.secagg.session import ClientId, RingSum, SealedSum
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -40,12 +44,14 @@ class Coordinator:
     def __init__(self, folder: Folder, settings: Settings, roster: Roster) -> None:
         self._folder = folder
         self._settings = settings
+        self._protocol = lookup(settings.aggregation.protocol)
         self.identity = folder.identity()
         self.roster = roster
         self._progress = folder.state / "progress.json"
         if not self._progress.exists():
-            self._save_progress(entropy.random_bytes(RUN_BYTES).hex(), 1, 1)
+            self._save_progress(entropy.random_bytes(RUN_BYTES).hex(), 1, 1, b"")
         progress = read_json(self._progress)
+        self._model = bytes.fromhex(progress["model"])  # what follows from the last sum, where only hospitals read it
         self._run, self.round, self.attempt = bytes.fromhex(progress["run"]), progress["round"], progress["attempt"]
 
     @property
@@ -53,37 +59,63 @@ class Coordinator:
         """(round, attempt) that runs now, from 1."""
         return self.round, self.attempt
 
-    def shared(self, layout: SharedLayout) -> np.ndarray:
-        """The shared state at the start of the round that runs now, float32 [d]."""
+    def shared(self, layout: SharedLayout) -> np.ndarray | None:
+        """The shared state at the start of the round that runs now, float32 [d]; None if only hospitals know it."""
+        if self._protocol.relay is not None and self.round > 1:
+            return None
         return layout.flatten(_tensors(self._global(self.round - 1)))
+
+    def result(self, layout: SharedLayout, hospital: ClientId) -> Result:
+        """What the last finished round left behind for one hospital."""
+        if self._protocol.relay is None:
+            return layout.flatten(_tensors(self._global(self.round - 1)))
+        bulletin = self._bulletin(self.round - 1).read_bytes()
+        return SealedResult(self._model, self._protocol.relay(bulletin, self.identity, hospital))
 
     def begin(self, layout: SharedLayout, initial: np.ndarray) -> None:
         """Store the common initial shared state."""
         if not self._global(0).exists():
             self._save_global(0, layout, initial)
 
-    def open(self, agreed: Agreed, shared: np.ndarray, kind: str) -> ServerJournal:
+    def open(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
         session = self._restored()
         if session is not None and session.plan.place == self.place:
             return session
         if session is not None:
             session.close()
-        half = lookup(self._settings.aggregation.protocol).server
         plan = self._plan(agreed, shared, kind)
-        return ServerJournal.begin(self._session_path, half(plan, self.identity, self.roster))
+        carried = self._carried.read_bytes() if self._carried.exists() else b""
+        opened = self._protocol.server(plan, self.identity, self.roster, carried)
+        return ServerJournal.begin(self._session_path, opened)
 
     def close(
-        self, session: ServerJournal, total: RingSum, layout: SharedLayout, kind: str, seconds: dict[str, float]
-    ) -> np.ndarray:
-        """Decode the sum, move the shared state by the weighted mean, record what the server learnt, go on."""
-        decoded = session.plan.codec.decode(total.total)
-        shared = (self.shared(layout) + decoded.mean).astype(np.float32) if kind == TRAINING else self.shared(layout)
-        self._save_global(self.round, layout, shared)
+        self,
+        session: ServerJournal,
+        total: RingSum | SealedSum,
+        layout: SharedLayout,
+        kind: str,
+        seconds: dict[str, float],
+    ) -> None:
+        """Take the sum, or keep it for the hospitals; record what the server learnt, go on."""
+        learnt: dict[str, int]
+        norm = None
+        if isinstance(total, SealedSum):
+            learnt, self._model = total.published, total.model
+            write(self._bulletin(self.round), session.bulletin)
+        else:
+            decoded = session.plan.codec.decode(total.total)
+            learnt = decoded.counters
+            norm = float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None
+            before = self.shared(layout)
+            assert before is not None  # since the server reads the sums
+            self._save_global(self.round, layout, moved(before, decoded))
         self._archive(session)
-        self._record(kind, session, total, decoded, seconds)
+        self._record(kind, session, total, learnt, norm, seconds)
+        rotation = self._settings.aggregation.key_rounds
+        due = rotation is not None and self.round % rotation == 0
+        self._carry(self._protocol.server.rotated(session.carried) if due else session.carried)
         self._advance(self.round + 1, 1)
-        return shared
 
     def abort(self, session: ServerJournal, reason: ProtocolError, seconds: dict[str, float]) -> None:
         """Record a failed attempt and open the next; interrupted in between, the attempt goes on instead.
@@ -101,6 +133,7 @@ class Coordinator:
             bytes=session.transcript.bytes_per_phase(),
             seconds=_rounded(seconds),
         )
+        self._carry(session.carried)
         last = self.attempt >= self._settings.aggregation.attempts
         self._advance(self.round, self.attempt + 1)
         if last:
@@ -142,10 +175,9 @@ class Coordinator:
         return self._folder.state / "session.sqlite"
 
     def _restored(self) -> ServerJournal | None:
-        half = lookup(self._settings.aggregation.protocol).server
-        return ServerJournal.restore(self._session_path, half, self.identity)
+        return ServerJournal.restore(self._session_path, self._protocol.server, self.identity)
 
-    def _plan(self, agreed: Agreed, shared: np.ndarray, kind: str) -> Plan:
+    def _plan(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> Plan:
         return proposal(
             self._settings.aggregation,
             run=self._run,
@@ -153,13 +185,18 @@ class Coordinator:
             cohort=tuple(member.name for member in self.roster.members),
             size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
-            model=model_hash(agreed.base, agreed.adapter, agreed.layout, shared),
+            model=self._model if shared is None else model_hash(agreed.base, agreed.adapter, agreed.layout, shared),
         )
 
     def _record(
-        self, kind: str, session: ServerJournal, total: RingSum, decoded: Decoded, seconds: dict[str, float]
+        self,
+        kind: str,
+        session: ServerJournal,
+        total: RingSum | SealedSum,
+        learnt: Mapping[str, int],
+        norm: float | None,
+        seconds: dict[str, float],
     ) -> None:
-        evaluation = evaluation_of(decoded.counters)
         self._folder.metrics.record(
             ("round", "attempt"),
             kind=kind,
@@ -167,12 +204,9 @@ class Coordinator:
             attempt=self.attempt,
             survivors=list(total.survivors),
             dropped=list(total.dropped),
-            **{"total-weight": decoded.counters["weight"]},
-            correct=evaluation.correct,
-            asked=evaluation.asked,
-            accuracy=evaluation.accuracy,
-            loss=evaluation.loss,
-            **{"update-norm": float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None},
+            **{"total-weight": learnt.get("weight")},
+            **figures(learnt),
+            **{"update-norm": norm},
             bytes=session.transcript.bytes_per_phase(),
             **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
             seconds=_rounded(seconds),
@@ -183,11 +217,23 @@ class Coordinator:
         write(self._folder.path / "transcript" / name, session.transcript.to_bytes())
 
     def _advance(self, round_index: int, attempt: int) -> None:
-        self._save_progress(self._run.hex(), round_index, attempt)
+        self._save_progress(self._run.hex(), round_index, attempt, self._model)
         self.round, self.attempt = round_index, attempt
 
-    def _save_progress(self, run: str, round_index: int, attempt: int) -> None:
-        write_json(self._progress, {"run": run, "round": round_index, "attempt": attempt}, PRIVATE)
+    def _save_progress(self, run: str, round_index: int, attempt: int, model: bytes) -> None:
+        described = {"run": run, "round": round_index, "attempt": attempt, "model": model.hex()}
+        write_json(self._progress, described, PRIVATE)
+
+    @property
+    def _carried(self) -> Path:
+        return self._folder.state / "carried.cbor"
+
+    def _carry(self, carried: bytes) -> None:
+        if carried:
+            write(self._carried, carried, PRIVATE)
+
+    def _bulletin(self, round_index: int) -> Path:
+        return self._folder.path / "global" / f"round-{round_index:04d}.sum.cbor"
 
     def _global(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.safetensors"

@@ -118,6 +118,16 @@ class ServerJournal:
         """See :class:`fedvlm_secure.secagg.session.ServerSession`."""
         return self._session.transcript
 
+    @property
+    def carried(self) -> bytes:
+        """What the next attempt's session needs of this one."""
+        return self._session.carried
+
+    @property
+    def bulletin(self) -> bytes:
+        """The finished round's sum for members that have to catch up, where only they can read it; else empty."""
+        return self._session.bulletin
+
     def requests(self) -> Iterator[tuple[ClientId, bytes]]:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.requests`."""
         return self._durable().requests()

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fedvlm_secure.adapters import Adapter, save_peft
-from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation.journal import ClientJournal, remembered
-from fedvlm_secure.federation.rounds import counters, model_hash, policy_of, weight_of
+from fedvlm_secure.federation.rounds import Result, SealedResult, counters, model_hash, moved, policy_of, weight_of
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
@@ -57,6 +57,8 @@ class Participant:
         self._adapter = adapter
         self._base = base
         self._settings = settings
+        self._protocol = lookup(settings.aggregation.protocol)
+        self._next: np.ndarray | None = None  # the shared state after the sum that was read last
         self._weight = weight_of(len(rows.train), settings.aggregation)
 
     def enrol(self) -> None:
@@ -68,7 +70,9 @@ class Participant:
         validation = self._evaluate(self.rows.validation)
         self._record("base", 0, "validation", validation)
         self._summarise()
-        Standing(0, self._personal(self._adapter.initial_state(), 1), validation).save(self._standing_path)
+        initial = self._adapter.initial_state()
+        shared = self._adapter.layout(1).flatten(initial)
+        self._stand(0, self._personal(initial, 1), validation, shared)
 
     def pin(self, roster: bytes) -> None:
         """Pin the run's signed roster: no session begins with any other. A pin stays.
@@ -84,13 +88,15 @@ class Participant:
             raise MisuseError(f"the roster does not list {self.name!r} with this hospital's keys; enrol it first")
         write(self._pin_path, listed.hash, PRIVATE)
 
-    def prepare(self, place: tuple[int, int], shared: np.ndarray, on_step: OnStep | None = None) -> None:
+    def prepare(self, place: tuple[int, int], given: np.ndarray | None, on_step: OnStep | None = None) -> None:
         """Have an update ready for the attempt: train, unless one is ready that no earlier attempt was answered for.
 
         An update that *this* attempt was answered for is the one in its sum: it stays until the round is over.
 
         Args:
             place: (round, attempt).
+            given: float32 [d], the shared state at the start of the round; None if the server has none, and this
+                hospital goes by its own copy.
         """
         round_index, tries = place[0], 1
         if self._pending_path.exists():
@@ -102,6 +108,7 @@ class Participant:
                     return
                 tries = pending.tries + 1
         standing = self._standing(round_index - 1)
+        shared = self._shared(standing, given)
         self._enter(standing, round_index, shared)
         seed = _training_seed(self._settings.seed, self.name, round_index, tries)
         stats = train(
@@ -119,53 +126,57 @@ class Participant:
         )
         Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
 
-    def prepare_evaluation(self, round_index: int, shared: np.ndarray) -> None:
+    def prepare_evaluation(self, round_index: int, given: np.ndarray | None) -> None:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
         standing = self._standing(round_index - 1)
-        self._enter(standing, round_index, shared)
+        self._enter(standing, round_index, self._shared(standing, given))
         evaluation = self._evaluate(self.rows.test)
         self._record("final", round_index - 1, "test", evaluation)
         update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation))
         Pending(round_index, 1, update, standing.personal).save(self._pending_path)
 
-    def session(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> ClientJournal:
+    def session(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> ClientJournal:
         """This hospital's half of one attempt, as it was left if the attempt had begun.
 
         Args:
             place: (round, attempt).
             roster: the signed roster.
-            shared: float32 [d], the shared state this hospital holds at the start of the round.
+            given: as in :meth:`prepare`.
 
         Raises:
             VerificationError: the roster is not the pinned one, or has expired.
         """
-        members = open_roster(roster, pinned=self._pin_path.read_bytes())
-        members.check_current(time.time())
         pending = self._pending(place[0])
-        layout = self._adapter.layout(place[0])
-        model = model_hash(self._base, self._adapter.settings, layout, shared)
-        party = Party(self.name, self.identity, members, policy_of(self._settings.policy), model)
-        kind = lookup(self._settings.aggregation.protocol).client
-        return ClientJournal(self._session_path, kind, party, pending.update, place)
+        shared = self._shared(self._standing(place[0] - 1), given)
+        return ClientJournal(
+            self._session_path, self._protocol.client, self._party(place[0], roster, shared), pending.update, place
+        )
 
-    def adopt(self, round_index: int, shared: np.ndarray) -> Evaluation:
-        """Take over the round's new shared state, keep the personal tensors just trained, and look how that does."""
+    def adopt(self, round_index: int, roster: bytes, result: Callable[[], Result]) -> Evaluation:
+        """Take over the round's new shared state, keep the personal tensors just trained, and look how that does.
+
+        Raises:
+            ProtocolError: the sum that the server relays breaks a rule.
+            MisuseError: what follows from it is not the model that the other hospitals have signed.
+        """
         standing = Standing.load(self._standing_path)
         if standing.round >= round_index:
             return standing.validation
+        given = result()
+        shared = given if isinstance(given, np.ndarray) else self._unsealed(standing, roster, given)
         pending = self._pending(round_index)
         state = pending.personal | self._adapter.layout(round_index).unflatten(shared)
         self._adapter.load(state)
         validation = self._evaluate(self.rows.validation)
         self._record("adopted", round_index, "validation", validation)
         self._record_encoding(pending)
-        Standing(round_index, self._personal(state, round_index + 1), validation).save(self._standing_path)
+        self._stand(round_index, self._personal(state, round_index + 1), validation, shared)
         return validation
 
-    def finish(self, round_index: int, shared: np.ndarray, model: str) -> None:
+    def finish(self, round_index: int, given: np.ndarray | None, model: str) -> None:
         """Export the adapter in PEFT's format and sum the run up."""
         standing = self._standing(round_index)
-        self._enter(standing, round_index + 1, shared)
+        self._enter(standing, round_index + 1, self._shared(standing, given))
         save_peft(self._adapter.state(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
         self._summarise()
 
@@ -201,6 +212,47 @@ class Participant:
     @property
     def _session_path(self) -> Path:
         return self._folder.state / "session.sqlite"
+
+    def _party(self, round_index: int, roster: bytes, shared: np.ndarray) -> Party:
+        """This hospital as it enters a round that starts from ``shared``."""
+        members = open_roster(roster, pinned=self._pin_path.read_bytes())
+        members.check_current(time.time())
+
+        def following(decoded: Decoded) -> bytes:
+            self._next = moved(shared, decoded)
+            return self._model_hash(round_index + 1, self._next)
+
+        model = self._model_hash(round_index, shared)
+        return Party(self.name, self.identity, members, policy_of(self._settings), model, following)
+
+    def _model_hash(self, round_index: int, shared: np.ndarray) -> bytes:
+        return model_hash(self._base, self._adapter.settings, self._adapter.layout(round_index), shared)
+
+    def _unsealed(self, standing: Standing, roster: bytes, result: SealedResult) -> np.ndarray:
+        """The shared state after the round that follows on ``standing``: as the session just read it, or read now."""
+        round_index = standing.round + 1
+        if self._next is None or self._model_hash(round_index + 1, self._next) != result.model:
+            assert self._protocol.catch_up is not None  # since the result is sealed
+            before = self._shared(standing, None)
+            memory, _ = remembered(self._session_path)
+            party = self._party(round_index, roster, before)
+            plan, total = self._protocol.catch_up(party, memory, result.message)
+            self._next = moved(before, plan.codec.decode(total.total))
+            if plan.round != round_index or self._model_hash(round_index + 1, self._next) != result.model:
+                raise MisuseError(f"{self.name}: the sum of round {round_index} does not lead to the model agreed on")
+        return self._next
+
+    def _shared(self, standing: Standing, given: np.ndarray | None) -> np.ndarray:
+        """The shared state that this hospital starts from."""
+        shared = standing.shared if given is None else given
+        if shared is None:
+            raise MisuseError(f"{self.name} has no shared state of its own for round {standing.round + 1}")
+        return shared
+
+    def _stand(self, round_index: int, personal: Tensors, validation: Evaluation, shared: np.ndarray) -> None:
+        """Record where this hospital stands, with the shared state where it alone keeps that."""
+        own = None if self._protocol.relay is None else shared
+        Standing(round_index, personal, validation, own).save(self._standing_path)
 
     def _standing(self, round_index: int) -> Standing:
         standing = Standing.load(self._standing_path)

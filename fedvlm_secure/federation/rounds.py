@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
+from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.settings import AggregationTable, PolicyTable, Settings
+from fedvlm_secure.federation.settings import AggregationTable, Settings
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy, check_plan
 from fedvlm_secure.secagg.protocols import lookup
@@ -65,9 +67,24 @@ def proposal(
     )
 
 
-def policy_of(table: PolicyTable) -> Policy:
+def policy_of(settings: Settings) -> Policy:
     """A hospital's floors, from the settings."""
-    return Policy(table.threat_model, table.max_corrupt, table.min_cohort, table.min_survivors, table.protocols)
+    table, proposed = settings.policy, settings.aggregation.protocol
+    protocols = table.protocols
+    if protocols is None:
+        protocols = ("pairwise",) if proposed == "plain" else (proposed,)
+    max_corrupt = table.max_corrupt
+    if max_corrupt is None:
+        max_corrupt = 0 if set(protocols) <= set(SHARED_KEY) else 1
+    return Policy(
+        threat_model=table.threat_model,
+        max_corrupt=max_corrupt,
+        min_cohort=table.min_cohort,
+        min_survivors=table.min_survivors,
+        protocols=protocols,
+        shared_key_despite_collusion=table.shared_key_despite_collusion,
+        published=table.published,
+    )
 
 
 def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> None:
@@ -95,8 +112,30 @@ def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> No
         roster=roster.hash,
         model=model,
     )
-    party = Party(cohort[0], identities[cohort[0]], roster, policy_of(settings.policy), model)
+    party = Party(cohort[0], identities[cohort[0]], roster, policy_of(settings), model)
     check_plan(plan, party, Memory(), lookup(plan.protocol).phases[0])
+
+
+@dataclass(frozen=True, slots=True)
+class SealedResult:
+    """What the server has of a round whose sum it cannot read.
+
+    Attributes:
+        model: hash of the model that follows, as the hospitals that read the sum have signed.
+        message: the sum as it goes to this hospital.
+    """
+
+    model: bytes
+    message: bytes
+
+
+# What a round leaves behind for a hospital: the new shared state, float32 [d], or the sum that only hospitals can read.
+Result = np.ndarray | SealedResult
+
+
+def moved(shared: np.ndarray, decoded: Decoded) -> np.ndarray:
+    """The shared state after a sum, float32 [d]; a round that sums counters only leaves it alone."""
+    return (shared + decoded.mean).astype(np.float32) if decoded.mean.size else shared
 
 
 def weight_of(rows: int, aggregation: AggregationTable) -> int:
@@ -130,9 +169,15 @@ def _loss_milli(loss_sum: float) -> int:
     return round(milli) if milli < _MOST_LOSS else _MOST_LOSS
 
 
-def evaluation_of(sums: Mapping[str, int]) -> Evaluation:
-    """The counters' sums, as an evaluation over all survivors' rows."""
-    return Evaluation(sums["correct"], sums["asked"], sums["loss-milli"] / _LOSS_UNIT)
+def figures(sums: Mapping[str, int]) -> dict[str, float | None]:
+    """What counters' sums say of all survivors' rows together; None where the sums are not known."""
+    correct, asked, loss = sums.get("correct"), sums.get("asked"), sums.get("loss-milli")
+    return {
+        "correct": correct,
+        "asked": asked,
+        "accuracy": None if correct is None or asked is None else Evaluation(correct, asked, 0.0).accuracy,
+        "loss": None if loss is None or asked is None else Evaluation(0, asked, loss / _LOSS_UNIT).loss,
+    }
 
 
 def model_hash(base: bytes, settings: AdapterSettings, layout: SharedLayout, shared: np.ndarray) -> bytes:

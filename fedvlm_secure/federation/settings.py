@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import HONEST_BUT_CURIOUS, MALICIOUS_SERVER
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,11 +48,15 @@ class TrainingTable(_Table):
 
 
 class AggregationTable(_Table):
-    """``[aggregation]``: what the server proposes in every plan."""
+    """``[aggregation]``: what the server proposes in every plan.
 
-    protocol: Literal["plain", "pairwise"] = "pairwise"
+    ``max-corrupt`` left out is 1, or 0 under a protocol whose key every hospital holds (``ckks``, ``bfv``); such a key
+    is dealt anew after ``key-rounds`` rounds, or once a run, and after every failed attempt.
+    """
+
+    protocol: Literal["plain", "pairwise", "ckks", "bfv"] = "pairwise"
     threat_model: ThreatModel = "malicious-server"
-    max_corrupt: Annotated[int, Field(ge=0)] = 1
+    max_corrupt: Annotated[int, Field(ge=0)] | None = None
     threshold: Count | None = None
     min_survivors: Count | None = None
     clip_norm: Positive = 10.0
@@ -60,16 +65,24 @@ class AggregationTable(_Table):
     rows_per_weight: Count = 1
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     attempts: Count = 3
+    key_rounds: Count | None = None
 
 
 class PolicyTable(_Table):
-    """``[policy]``: every hospital's floors; a plan below one of them is refused."""
+    """``[policy]``: every hospital's floors; a plan below one of them is refused.
+
+    ``protocols`` left out is what ``[aggregation]`` proposes, unless that is ``plain``; ``max-corrupt`` left out is 1,
+    or 0 if all those protocols have a key that every hospital holds. ``published`` lists the counters whose sums the
+    server may be told under those: it cannot read them.
+    """
 
     threat_model: ThreatModel = "malicious-server"
-    max_corrupt: Annotated[int, Field(ge=0)] = 1
+    max_corrupt: Annotated[int, Field(ge=0)] | None = None
     min_cohort: Count = 3
     min_survivors: Annotated[int, Field(ge=2)] = 3
-    protocols: tuple[str, ...] = ("pairwise",)
+    protocols: tuple[str, ...] | None = None
+    shared_key_despite_collusion: bool = False
+    published: tuple[Literal["weight", "correct", "asked", "loss-milli"], ...] = ()
 
 
 class SimulationTable(_Table):
@@ -144,7 +157,12 @@ class Settings(_Table):
             found.append("protocol plain: the server reads every hospital's update")
         if self.aggregation.threat_model != MALICIOUS_SERVER:
             found.append("threat model honest-but-curious: a server that lies is not detected")
-        if self.aggregation.max_corrupt == 0:
+        if self.aggregation.protocol in SHARED_KEY:
+            found.append(
+                f"protocol {self.aggregation.protocol}: every hospital holds the key; the server and any one hospital "
+                "together read every hospital's update"
+            )
+        elif self.aggregation.max_corrupt == 0:
             found.append("max-corrupt 0: one hospital that colludes with the server is not planned for")
         return tuple(found)
 

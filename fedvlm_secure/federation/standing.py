@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedvlm_secure.encoding.codec import Update
@@ -18,6 +19,7 @@ from fedvlm_secure.training import Evaluation
 
 _UPDATE = "update"
 _PERSONAL = "personal."
+_SHARED = "shared"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -29,22 +31,29 @@ class Standing:
     Attributes:
         personal: the adapter tensors that stay, by canonical name.
         validation: the model's counts on the validation split, as it stands.
+        shared: float32 [d], this hospital's own copy of the shared state, where the server has none.
     """
 
     round: int
     personal: Tensors
     validation: Evaluation
+    shared: NDArray[np.float32] | None = None
 
     def save(self, path: Path) -> None:
         """Write the standing, whole or not at all."""
         header = {"round": self.round, **_counts(self.validation)}
-        write(path, safetensors.torch.save(_contiguous(self.personal), _metadata(header)), PRIVATE)
+        tensors = {_PERSONAL + name: tensor for name, tensor in self.personal.items()}
+        if self.shared is not None:
+            tensors[_SHARED] = torch.from_numpy(np.ascontiguousarray(self.shared))
+        write(path, safetensors.torch.save(_contiguous(tensors), _metadata(header)), PRIVATE)
 
     @classmethod
     def load(cls, path: Path) -> "Standing":
         """Read what :meth:`save` wrote; raises :class:`MisuseError`."""
         tensors, header = _load(path)
-        return cls(header["round"], tensors, Evaluation(header["correct"], header["asked"], header["loss_sum"]))
+        shared = tensors.pop(_SHARED).numpy() if _SHARED in tensors else None
+        validation = Evaluation(header["correct"], header["asked"], header["loss_sum"])
+        return cls(header["round"], _personal(tensors), validation, shared)
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,11 @@ class Pending:
         """Read what :meth:`save` wrote; raises :class:`MisuseError`."""
         tensors, header = _load(path)
         update = Update(tensors.pop(_UPDATE).numpy(), header["counters"])
-        personal = {name.removeprefix(_PERSONAL): tensor for name, tensor in tensors.items()}
-        return cls(header["round"], header["tries"], update, personal)
+        return cls(header["round"], header["tries"], update, _personal(tensors))
+
+
+def _personal(tensors: Tensors) -> Tensors:
+    return {name.removeprefix(_PERSONAL): tensor for name, tensor in tensors.items()}
 
 
 def _counts(evaluation: Evaluation) -> dict[str, float]:

@@ -89,6 +89,11 @@ class ServerSessionBase(ABC):
         return carried
 
     @property
+    def bulletin(self) -> bytes:
+        """The finished round's sum for members that have to catch up, where only they can read it; else empty."""
+        return b""
+
+    @property
     def transcript(self) -> Transcript:
         """What happened so far."""
         return Transcript(pack(self._roster), pack(self._plan), tuple(self._entries.values()))

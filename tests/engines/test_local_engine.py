@@ -1,18 +1,17 @@
 """Whole runs of the local engine on a random tiny model: results, interruption at any point, dropouts, refusals."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from engine_kit import Interrupter, StoppedError, final_state, interrupted, stopping_after
 
 from fedvlm_secure.encoding.codec import Codec, Encoded, GarbageSumError, Update
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
-from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError, VerificationError
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
@@ -24,29 +23,6 @@ from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.roster import member, read_roster, sign_roster
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-ROUNDS = 2
-
-
-@pytest.fixture
-def settings(model_folder: Path, data_folder: Path) -> Callable[..., Settings]:
-    def make(*overrides: str) -> Settings:
-        quick = [f"model={model_folder}", f"data={data_folder}", f"rounds={ROUNDS}", "threads=1", "name=t"]
-        small = ["training.steps=2", "training.batch-size=8", "adapter.rank=2", "aggregation.rounding=nearest"]
-        return Settings.from_tables({}, [*quick, *small, *overrides])
-
-    return make
-
-
-def final_state(folder: Path) -> dict[str, bytes]:
-    """Everything that a run computes: the shared state and every hospital's adapter."""
-    states = [folder / "coordinator/global" / f"round-{ROUNDS:04d}.safetensors"]
-    states += sorted(folder.glob("sites/*/adapter/adapter_model.safetensors"))
-    return {
-        f"{path.relative_to(folder)}:{name}": value.tobytes()
-        for path in states
-        for name, value in safetensors.numpy.load_file(path).items()
-    }
 
 
 def test_a_run_leaves_what_it_promises(settings: Callable[..., Settings], tmp_path: Path) -> None:
@@ -122,48 +98,6 @@ def test_other_strategies_run(settings: Callable[..., Settings], tmp_path: Path,
     assert (result.summary["shared-parameters"] == 0) == (strategy == "local")
 
 
-class StoppedError(Exception):
-    """Stands for Ctrl-C or a crash."""
-
-
-class Interrupter(Observer):
-    """Stops the run at the n-th event, whatever it is."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def _tick(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise StoppedError
-
-    def step(self, site: str, step: int, steps: int, loss: float) -> None:
-        self._tick()
-
-    def trained(self, site: str) -> None:
-        self._tick()
-
-    def phase_ends(self, phase: str, seconds: float) -> None:
-        self._tick()
-
-    def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
-        self._tick()
-
-
-def interrupted(settings: Settings, folder: Path, after: int) -> Iterator[int]:
-    """Run and resume, stopping after so many events each time; gives how often it was stopped."""
-    stops = 0
-    while True:
-        try:
-            local.run(settings, folder, resume=stops > 0, observer=Interrupter(after))
-        except StoppedError:
-            stops += 1
-            yield stops
-            assert stops < 50, "the run makes no progress"
-        else:
-            return
-
-
 @pytest.mark.parametrize("after", [8, 17, 18])  # in the midst of training; all have answered `unmask`; the sum is taken
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     settings: Callable[..., Settings], tmp_path: Path, after: int
@@ -235,14 +169,6 @@ def test_an_interruption_after_any_step_of_a_round(
         ("training", 2, 1),
         ("evaluation", 3, 1),
     ]
-
-
-def stopping_after(step: Callable[..., object]) -> Callable[..., object]:
-    def stopping(*args: object, **named: object) -> object:
-        step(*args, **named)
-        raise StoppedError
-
-    return stopping
 
 
 def test_an_abort_that_was_interrupted_did_not_happen(

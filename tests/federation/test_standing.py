@@ -6,7 +6,7 @@ import torch
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import counters, evaluation_of, weight_of
+from fedvlm_secure.federation.rounds import counters, figures, weight_of
 from fedvlm_secure.federation.settings import AggregationTable
 from fedvlm_secure.federation.standing import Pending, Standing
 from fedvlm_secure.training import Evaluation
@@ -22,7 +22,12 @@ def test_what_waits_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
     assert loaded.personal["m.lora_A.weight"].equal(tensors["m.lora_A.weight"])
     Standing(4, tensors, Evaluation(3, 9, 1.25)).save(tmp_path / "standing")
     standing = Standing.load(tmp_path / "standing")
-    assert (standing.round, standing.validation) == (4, Evaluation(3, 9, 1.25))
+    assert (standing.round, standing.validation, standing.shared) == (4, Evaluation(3, 9, 1.25), None)
+    Standing(4, tensors, Evaluation(3, 9, 1.25), values).save(tmp_path / "standing")
+    standing = Standing.load(tmp_path / "standing")
+    assert standing.shared is not None
+    assert standing.shared.tobytes() == values.tobytes()
+    assert list(standing.personal) == list(tensors)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b"{}"])
@@ -48,5 +53,11 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound(loss: float) -> None:
 def test_counters_add_up_to_an_evaluation() -> None:
     parts = [counters(3, Evaluation(2, 8, 4.0004)), counters(5, Evaluation(4, 4, 1.5))]
     sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-    assert evaluation_of(sums) == Evaluation(6, 12, 5.5)
+    assert figures(sums) == {"correct": 6, "asked": 12, "accuracy": 0.5, "loss": 5.5 / 12}
     assert sums["weight"] == 8
+
+
+def test_figures_are_none_where_their_sums_are_not_known() -> None:
+    assert figures({}) == dict.fromkeys(("correct", "asked", "accuracy", "loss"))
+    assert figures({"correct": 3, "weight": 5}) == {"correct": 3, "asked": None, "accuracy": None, "loss": None}
+    assert figures({"loss-milli": 3000, "asked": 2})["loss"] == 1.5

@@ -49,7 +49,7 @@ class EncryptedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Bulletin:
-    """The sum of a finished round, as it goes to any member that asks for it later."""
+    """The sum of a round, and what any member needs to read it."""
 
     plan: Plan
     key: DealtKey
@@ -57,23 +57,16 @@ class Bulletin:
     survivors: tuple[ClientId, ...]
     total: tuple[bytes, ...]
 
-    def to_bytes(self) -> bytes:
-        """Canonical CBOR."""
-        return pack(self, STATE_LIMITS)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Bulletin":
-        """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
-        return unpack(cls, data, STATE_LIMITS)
-
     def body(self, member: ClientId) -> m.EncryptedSum:
         """What goes in front of the sum's ciphertexts."""
         delivery = _delivery(self.key, self.roster, member)
         return m.EncryptedSum(self.plan, delivery, self.survivors, digests_of(self.total))
 
-    def message(self, identity: Identity, member: ClientId) -> bytes:
-        """The whole message to ``member``."""
-        return join([seal(identity, m.SUM, self.plan.hash, SERVER, member, self.body(member)), *self.total])
+
+def relay(bulletin: bytes, identity: Identity, member: ClientId) -> bytes:
+    """The message that brings a finished round's sum to ``member``; ``bulletin`` as the session gave it."""
+    known = unpack(Bulletin, bulletin, STATE_LIMITS)
+    return join([seal(identity, m.SUM, known.plan.hash, SERVER, member, known.body(member)), *known.total])
 
 
 class EncryptedServer(ServerSessionBase):
@@ -83,7 +76,7 @@ class EncryptedServer(ServerSessionBase):
     sums_words = False
 
     def __init__(self, plan: Plan, identity: Identity, roster: Roster, carried: bytes = b"") -> None:
-        super().__init__(plan, identity, roster)
+        super().__init__(plan, identity, roster, carried)
         sheet = sheet_of(plan)
         self._scheme, self._chunk_count = sheet.scheme, sheet.chunks
         self._members = tuple(sorted(member.name for member in roster.members))
@@ -107,10 +100,11 @@ class EncryptedServer(ServerSessionBase):
         """The next epoch, with its key still to be dealt."""
         return pack(Carried(unpack(Carried, carried).epoch + 1, None)) if carried else carried
 
-    def bulletin(self) -> Bulletin:
-        """The round's sum, for members that have to catch up."""
+    @property
+    def bulletin(self) -> bytes:
+        """See :meth:`ServerSessionBase.bulletin`."""
         self._require_done()
-        return self._bulletin()
+        return pack(self._bulletin(), STATE_LIMITS)
 
     def _bulletin(self) -> Bulletin:
         return Bulletin(self._plan, self._key(), self._members, self._who()[0], self._sum)
