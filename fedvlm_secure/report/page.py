@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fedvlm_secure.report import charts, formats, rounds, statement
 from fedvlm_secure.report.headline import beats_both, mean, site_row
 from fedvlm_secure.report.reading import Line, RunRecord, SiteRecord, load, mapping, names, number, text
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 
 _FACTS = ("protocol", "threat-model", "max-corrupt", "threshold", "min-survivors", "strategy", "rank")
 
@@ -54,6 +55,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "ring_bits": number(run.fact("ring-bits")),
         "server_rows": [_server_row(attempt) for attempt in history],
         "plain": run.fact("protocol") == "plain",
+        "sealed": run.fact("protocol") if run.fact("protocol") in SHARED_KEY else "",
         "settings_text": run.settings_text,
         "versions": _versions(run),
     }

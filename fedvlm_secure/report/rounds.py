@@ -6,7 +6,7 @@ from typing import Any
 
 from fedvlm_secure.report.reading import Line, RunRecord, mapping, names, number, text
 
-PHASES = ("keys", "shares", "input", "masked-input", "consistency", "unmask")
+PHASES = ("keys", "shares", "input", "masked-input", "consistency", "unmask", "sum")
 UPLOADS = ("masked-input", "input")  # the phases in which the update itself travels
 
 

@@ -1,14 +1,15 @@
 """What a run protected and what not, in sentences that claim no more than the protocol that really ran."""
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.report.reading import RunRecord, names, number, text
+from fedvlm_secure.report.reading import RunRecord, mapping, names, number, text
 
 
 def protection(run: RunRecord) -> list[str]:
     """The opening paragraph, sentence by sentence."""
     protocol = text(run.fact("protocol"))
-    said = {"plain": _plain, "pairwise": _pairwise}.get(protocol, _other)(run)
-    return [*said, *([] if protocol == "plain" else _not_hidden()), *_noise(run), *_simulation(run)]
+    said = {"plain": _plain, "pairwise": _pairwise, "ckks": _encrypted, "bfv": _encrypted}.get(protocol, _other)(run)
+    hidden = {"plain": [], "ckks": _not_encrypted(run), "bfv": _not_encrypted(run)}.get(protocol, _not_hidden())
+    return [*said, *hidden, *_noise(run), *_simulation(run)]
 
 
 def insecurities(run: RunRecord) -> tuple[str, ...]:
@@ -51,6 +52,33 @@ def _pairwise(run: RunRecord) -> list[str]:
     if least is not None:
         sentences.append(f"A sum over fewer than {least:.0f} hospitals is never opened.")
     return sentences
+
+
+def _encrypted(run: RunRecord) -> list[str]:
+    protocol, least = text(run.fact("protocol")), number(run.fact("min-survivors"))
+    protected = (
+        "Protected from the server: every hospital's update, its sample weight and its own counts of right answers, "
+        "the sums of them, and the model that follows. They left the hospital encrypted only "
+        f"(protocol “{protocol}”), under a key that the hospitals hold and the server does not."
+    )
+    shared = (
+        "Not protected from a server that has any one of the hospitals on its side: every hospital holds the key, so "
+        "the two together can read every update."
+    )
+    sentences = [protected, shared, f"Threat model “{text(run.fact('threat-model')) or '–'}”: {_threat(run)}"]
+    if least is not None:
+        sentences.append(f"Hospitals accept no sum over fewer than {least:.0f} of them.")
+    return sentences
+
+
+def _not_encrypted(run: RunRecord) -> list[str]:
+    published = names(mapping(run.settings, "policy").get("published"))
+    told = f"the sums of {', '.join(published)}, which hospitals published" if published else "no sum"
+    known = (
+        "Every hospital reads the sums, and what sums over changing groups of hospitals reveal when compared. "
+        f"The server learns {told}, who took part and who fell silent, times and message sizes."
+    )
+    return [known]
 
 
 def _other(run: RunRecord) -> list[str]:

@@ -19,7 +19,8 @@ def refusal(*overrides: str, **tables: object) -> str:
 def test_a_misspelt_choice_names_the_nearest() -> None:
     text = refusal(aggregation={"protocol": "pairwize"})
     assert text == (
-        'settings: [aggregation] protocol = "pairwize" is not known. Did you mean "pairwise"? Choices: plain, pairwise.'
+        'settings: [aggregation] protocol = "pairwize" is not known. Did you mean "pairwise"? '
+        "Choices: plain, pairwise, ckks, bfv."
     )
 
 

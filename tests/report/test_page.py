@@ -149,6 +149,18 @@ def test_plain_is_loud(tmp_path):
     assert "Under “plain” the server saw every hospital's vector" in text
 
 
+@pytest.mark.parametrize("protocol", ["ckks", "bfv"])
+def test_a_shared_key_is_loud_and_its_sums_are_unread(tmp_path, protocol):
+    page = written(SyntheticRun(protocol=protocol, rounds=1).write(tmp_path / "run"))
+    assert 'class="alarm"' in page
+    text = Tags(page).text
+    assert f"protocol {protocol}: every hospital holds the key" in text
+    assert "the two together can read every update" in text
+    assert f"Under “{protocol}” the server could read none of these sums" in text
+    assert "The server learns no sum, who took part" in text
+    assert "in a ring of" not in text
+
+
 def test_an_unfinished_run_renders_and_is_loud_too(tmp_path):
     run = SyntheticRun(protocol="plain", finished=False).write(tmp_path / "run")
     for summary in run.glob("sites/*/summary.json"):
