@@ -109,7 +109,8 @@ class SyntheticRun:
             "name": "synthetic", "run": "00" * 16, "spec": "1.0", "protocol": self.protocol,
             "threat-model": "malicious-server", "max-corrupt": 1, "threshold": 5, "min-survivors": 3,
             "cohort": list(self.sites), "rounds": self.rounds, "strategy": "plora", "shared-parameters": PARAMETERS,
-            "ring-bits": None if self.protocol in ("ckks", "bfv") else 8 * RING_BYTES, "insecure": list(settings.insecure), "test-accuracy": 0.7, "seconds": 222.0,
+            "ring-bits": None if self.protocol in ("ckks", "bfv") else 8 * RING_BYTES,
+            "insecure": list(settings.insecure), "test-accuracy": 0.7, "seconds": 222.0,
             "bytes": 5_000_000, "versions": {"torch": "2.13.0", "fedvlm-secure": "0.1.0"},
         }  # fmt: skip
 
