@@ -90,12 +90,18 @@ class EncryptedCohort(Cohort):
         if layout is not None:
             self.plan = replace(self.plan, layout=layout, ring_bits=layout.ring_bits(len(self.names)))
 
-    def client(self, index: int) -> ClientSessionBase:
-        """One client's session."""
+    def party(self, index: int) -> Party:
+        """One client, as it enters a round."""
         policy = Policy(self.plan.threat_model, 0, min_survivors=1, protocols=(self.plan.protocol,))
-        party = Party(self.names[index], self.keys[self.names[index]], self.roster, policy, self.plan.model)
-        update = Update(self.updates.values[index], {"weight": self.updates.weights[index]})
-        return lookup(self.plan.protocol).client(party, update)
+        return Party(self.names[index], self.keys[self.names[index]], self.roster, policy, self.plan.model)
+
+    def update(self, index: int) -> Update:
+        """What it contributes."""
+        return Update(self.updates.values[index], {"weight": self.updates.weights[index]})
+
+    def client(self, index: int) -> ClientSessionBase:
+        """Its session."""
+        return lookup(self.plan.protocol).client(self.party(index), self.update(index))
 
     def server(self) -> ServerSessionBase:
         """The server's session."""
