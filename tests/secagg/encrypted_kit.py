@@ -15,7 +15,7 @@ from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.secagg.client import Turn
 from fedvlm_secure.secagg.encrypted import messages as m
 from fedvlm_secure.secagg.encrypted.client import BfvClient, CkksClient, EncryptedClient
-from fedvlm_secure.secagg.encrypted.custody import Held, open_delivery
+from fedvlm_secure.secagg.encrypted.custody import Held, key_for
 from fedvlm_secure.secagg.encrypted.parameters import BFV
 from fedvlm_secure.secagg.encrypted.server import EncryptedServer
 from fedvlm_secure.secagg.encrypted.sheets import sheet_of
@@ -164,7 +164,7 @@ def held(table: EncryptedTable, name: str) -> Held:
     party = federation.party(name)
     expected = Expected(m.INPUT, SERVER, name, federation.roster.server, plan.hash, plan.place)
     turn = Turn(party, plan, federation.updates[name], b"", expected, Memory())
-    return open_delivery(turn, delivery, sheet_of(plan).scheme)
+    return key_for(turn, plan, delivery, sheet_of(plan).scheme)
 
 
 def weighed(federation: EncryptedFederation, survivors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
