@@ -33,9 +33,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/versus_flwr.py --quick --flwr-repeats 3
 	$(BIN)/python benchmarks/cohorts.py --clients 100 300 1000
 
-# The reference implementation and the package against the test vectors; the first line needs `cryptography` only.
+# The reference implementations and the package against the test vectors; the first line needs `cryptography` only, the
+# second `tenseal` as well.
 vectors-check: $(VENV)/.dev
 	$(BIN)/python protocols/pairwise/check_vectors.py
+	$(BIN)/python -m protocols.encrypted.check_vectors
 	$(BIN)/python -m pytest tests/vectors
 
 clean:

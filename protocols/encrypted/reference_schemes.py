@@ -212,7 +212,7 @@ class Ckks:
 
     def deviation(self, survivors: int) -> float:
         """Of the noise in a slot of a sum."""
-        return sqrt(N / 2 * (21 / 2 + 1 / 12) * survivors) / self.scheme.scale
+        return sqrt(N / 2 * (3.24**2 + 1 / 12) * survivors) / self.scheme.scale
 
     def tolerance(self, survivors: int) -> float:
         return 10 * self.deviation(survivors)
