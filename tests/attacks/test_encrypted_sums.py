@@ -4,17 +4,19 @@ What a participation count would notice is said for each: it is little, and the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from encrypted_attacker import READER, VICTIM, Chunks, LyingServer, forged, lying_server, without_tags
-from encrypted_kit import THREE_CHUNKS, held
+from encrypted_attacker import READER, VICTIM, Chunks, LyingServer, at_the_sum, forged, lying_server, without_tags
+from encrypted_kit import THREE_CHUNKS, EncryptedFederation, held
 from secagg_kit import refused
 
+from fedvlm_secure.primitives.schema import pack
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.secagg.encrypted.parameters import BFV, CKKS, PLAIN_MODULUS, SLOTS
 from fedvlm_secure.secagg.encrypted.scheme import IntegrityError
+from fedvlm_secure.secagg.encrypted.server import Carried
 from fedvlm_secure.secagg.encrypted.sheets import sheet_of
 from fedvlm_secure.secagg.session import SERVER
 
@@ -296,6 +298,24 @@ def test_a_short_list_is_all_that_hides_one_client(server):
     total = sheet.read(slots, key.secret, (VICTIM,))
     np.testing.assert_allclose(total[:THREE_CHUNKS], part(server, VICTIM), rtol=0, atol=1e-3)
     server.refuses(server.message(READER, server.uploads[VICTIM], (VICTIM,)), "E-5.1")
+
+
+@pytest.mark.parametrize("protocol", [BFV, CKKS])
+def test_ciphertexts_of_an_attempt_that_failed(protocol, monkeypatch):
+    """A server may go on under the key of an attempt that it let fail, and has its ciphertexts: they fit no other."""
+    failed = at_the_sum(EncryptedFederation(protocol=protocol, dimension=THREE_CHUNKS).table())
+    kept = pack(Carried(1, failed.table.server._key()))
+    again = at_the_sum(failed.federation.after(failed.table, attempt=3, carried=kept).table())
+    again = replace(again, earlier=failed)
+    lies = (LIES["an earlier sum"], LIES["an earlier upload"], LIES["an earlier one's five times"])
+    for lie in lies:
+        server = again.copy()
+        server.refuses(server.message(READER, lie.make(server)), "E-5.4")
+    without_tags(monkeypatch)
+    for lie in lies:
+        server = again.copy()
+        taken = server.taken(server.message(READER, lie.make(server)))[:THREE_CHUNKS]
+        np.testing.assert_allclose(taken, lie.reads(server), rtol=0, atol=1e-3)
 
 
 def test_a_sum_for_another_reader(server):

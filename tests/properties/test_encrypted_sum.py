@@ -9,6 +9,7 @@ from round_kit import updates
 from secagg_kit import Federation
 from secagg_kit import play as play_pairwise
 
+import fedvlm_secure as fs
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.encoding.layout import Counter
 from fedvlm_secure.errors import MisuseError, RoundAbortedError
@@ -129,6 +130,24 @@ def test_bfv_sums_as_pairwise_does(case):
 @given(cases(BFV))
 def test_bfv_sums_as_pairwise_does_at_length(case):
     check_bfv(*case)
+
+
+@pytest.mark.parametrize("dropouts", [{}, {0: "input", 3: "sum"}])
+def test_secure_mean_is_the_same_mean(dropouts):
+    """From the public function down: BFV's mean is that of `pairwise`, CKKS's differs by what rounding and noise do."""
+    random = np.random.default_rng(5)
+    vectors, weights = random.standard_normal((6, 3000)).astype(np.float32), [1, 5, 4096, 70, 800, 3]
+    settings = {"rounding": "nearest", "max_corrupt": 0}
+    gone = {index: "masked-input" if phase == "input" else "unmask" for index, phase in dropouts.items()}
+    expected = fs.secure_mean(vectors, weights, "pairwise", gone, **settings)
+    exact = fs.secure_mean(vectors, weights, BFV, dropouts, **settings)
+    near = fs.secure_mean(vectors, weights, CKKS, dropouts, **settings)
+    np.testing.assert_array_equal(exact.mean, expected.mean)
+    truth = np.average(vectors[list(near.survivors)].astype(float), 0, np.array(weights)[list(near.survivors)])
+    assert np.linalg.norm(near.mean - truth) < 1e-6 * np.linalg.norm(truth)
+    for mean in (exact, near):
+        assert (mean.survivors, mean.total_weight) == (expected.survivors, expected.total_weight)
+        assert set(mean.transcript.bytes_per_phase()) == {m.KEYS, m.INPUT, m.SUM}
 
 
 def check_ckks(federation: EncryptedFederation, silent: Silent) -> None:

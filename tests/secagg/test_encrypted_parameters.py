@@ -152,6 +152,24 @@ def test_packing_is_as_tight_as_the_slot_allows(value_bits, weight_max, clients,
     assert sum(largest << (found.width * place) for place in range(per_slot + 1)) > HALF_MODULUS
 
 
+def test_no_packing_lets_a_slot_wrap():
+    """Whatever the cohort and the layout: one coordinate more would not fit, and those that are there do."""
+    found = set()
+    for clients in (*range(2, 40), 100, 333, 1000):
+        for value_bits in range(2, 21, 3):
+            for weight_max in (1, 2, 3, 5, 100, 4096):
+                if clients * (weight_max << (value_bits - 1)) + clients > HALF_MODULUS:
+                    continue
+                fits = packing(layout(value_bits, weight_max), clients)
+                largest = clients * ((weight_max << (value_bits - 1)) + 1)
+                slots = [
+                    sum(largest << (fits.width * place) for place in range(fits.per_slot + more)) for more in (0, 1)
+                ]
+                assert slots[0] <= HALF_MODULUS < slots[1]
+                found.add(fits.per_slot)
+    assert found >= set(range(1, 8))
+
+
 def test_every_counter_and_check_has_a_slot_of_its_own():
     assert tail_size(layout(20, 4096)) == 2 + 3
 

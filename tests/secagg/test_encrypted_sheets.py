@@ -22,10 +22,8 @@ SECRET, OTHER_SECRET = Secret(bytes(32)), Secret(bytes(31) + b"x")
 def plans(protocol: str) -> list:
     """Attempts that differ in one thing each."""
     plan = EncryptedFederation(protocol=protocol, dimension=THREE_CHUNKS).plan
-    return [
-        plan,
-        *(replace(plan, **it) for it in ({"attempt": 9}, {"round": 9}, {"run": b"r" * 16}, {"model": b"m" * 32})),
-    ]
+    changes: list[dict] = [{}, {"attempt": 9}, {"round": 9}, {"run": b"r" * 16}, {"model": b"m" * 32}]
+    return [replace(plan, **change) for change in changes]
 
 
 @BOTH
@@ -75,12 +73,8 @@ def test_a_sheet_sums_to_what_is_read(protocol):
         for name, sign in zip(federation.names, (1, 1, -1, 1, 1), strict=True)
     }
     sheet, layout = sheet_of(federation.plan), federation.plan.layout
-    total = [
-        sum(sheets)
-        for sheets in zip(
-            *(sheet.fill(federation.updates[name], SECRET, name) for name in federation.names), strict=True
-        )
-    ]
+    filled = [sheet.fill(federation.updates[name], SECRET, name) for name in federation.names]
+    total = [sum(sheets) for sheets in zip(*filled, strict=True)]
     read = sheet.read([wrapped(slots) for slots in total], SECRET, federation.names)
     exact, tail = weighed(federation, federation.names)
     np.testing.assert_array_equal(read[layout.update :], tail)
@@ -121,7 +115,6 @@ def test_one_client_sets_one_indicator():
 def test_bfv_tags_are_exact_at_any_size(value):
     """The inner product in doubles against Python's integers; 4,095 products of 37 bits each are no double's."""
     federation = EncryptedFederation(dimension=DATA_SLOTS - 4)
-    federation.plan.codec  # noqa: B018  # the plan is made
     sheet = BfvSheet(federation.plan)
     sheet._pack = lambda integers: np.full(DATA_SLOTS, value, np.int64)
     (slots,) = sheet.fill(federation.updates["c00"], SECRET, "c00")
