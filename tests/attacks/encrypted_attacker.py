@@ -20,7 +20,6 @@ from fedvlm_secure.secagg.encrypted import messages as m
 from fedvlm_secure.secagg.encrypted import reading
 from fedvlm_secure.secagg.encrypted.bfv import DATA_SLOTS, BfvSheet
 from fedvlm_secure.secagg.encrypted.ckks import CkksSheet
-from fedvlm_secure.secagg.encrypted.client import EncryptedClient
 from fedvlm_secure.secagg.encrypted.parameters import BFV, DEGREE
 from fedvlm_secure.secagg.encrypted.scheme import Scheme
 from fedvlm_secure.secagg.encrypted.sheets import sheet_of
@@ -198,9 +197,3 @@ def forged(scheme: Scheme, first: Sequence[int], second: Sequence[int], **fields
 def _with_header(data: bytes) -> bytes:
     """SEAL's header: magic, its own length, version 4.3, no compression, the size of the whole."""
     return struct.pack("<HBBBBHQ", 0xA15E, 16, 4, 3, 0, 0, 16 + len(data)) + data
-
-
-def trained_client(server: LyingServer, name: str) -> EncryptedClient:
-    """The client of this name in the next attempt, with an update of its own and what it remembers."""
-    federation = server.federation.after(server.table, attempt=server.federation.attempt + 1)
-    return federation.client(name)

@@ -84,7 +84,8 @@ def masked(server: LyingServer) -> Chunks:
     def mask(ciphertext) -> None:
         scale = ciphertext.scale
         # Under CKKS the scales multiply, and the server calls the product's the old one: 64 times the half that stays.
-        # At scale 1 the mask would round to the polynomial 0 or 1; there is no integer one that keeps the indicators.
+        # At scale 1 the mask would round to the polynomial 0 or 1. Other short polynomials can come near 1 at the
+        # indicators; what they then do to the data the tags show, as of any change.
         plain = server.plaintext(slots, scale=64.0)
         server.evaluator.multiply_plain_inplace(ciphertext, plain)
         ciphertext.scale = scale

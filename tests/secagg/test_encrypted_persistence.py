@@ -154,6 +154,18 @@ def test_rotated_asks_for_a_new_key(protocol):
     assert second.server._key() != first.server._key()
 
 
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="a carried key is used whatever roster it was dealt for")
+def test_a_key_dealt_for_another_roster_is_not_carried_on():
+    """A member fewer: clients would refuse the old dealing (E-3.2), so the server asks for a new one."""
+    first = EncryptedFederation().table()
+    model = first.finish_rightly().model
+    following = first.federation.after(first, round=4, model=model)
+    following.roster = following.roster.without("stranger")
+    second = following.table()
+    assert second.finish_rightly().survivors == following.names
+    assert {pin_of(client).epoch for client in second.clients.values()} == {2}
+
+
 def test_a_silent_dealer_costs_an_attempt_and_no_more():
     """Every epoch asks the next client of the cohort, around to the first again."""
     federation = EncryptedFederation(clients=3)

@@ -102,6 +102,24 @@ def test_unfilled_slots_are_bound_as_well(protocol):
             sheet.read([changed], SECRET, ("c01",))
 
 
+@BOTH
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_all_ciphertexts_are_checked_before_any_refusal(protocol, bad):
+    """So that the time it takes does not tell which one it was (E-5.4)."""
+    federation = EncryptedFederation(protocol=protocol, dimension=THREE_CHUNKS)
+    sheet, decrypted = sheet_of(federation.plan), []
+
+    def sums():
+        for number, slots in enumerate(sheet.fill(federation.updates["c01"], SECRET, "c01")):
+            decrypted.append(number)
+            slots[5] += number == bad
+            yield slots
+
+    with pytest.raises(IntegrityError):
+        sheet.read(sums(), SECRET, ("c01",))
+    assert decrypted == [0, 1, 2]
+
+
 def test_one_client_sets_one_indicator():
     federation = EncryptedFederation(protocol=CKKS, dimension=10)
     sheet = CkksSheet(federation.plan)
