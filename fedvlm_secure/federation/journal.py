@@ -265,6 +265,18 @@ def remembered(path: Path) -> tuple[Memory, Plan | None]:
         return memory, None if saved is None else ClientSessionBase.plan_of(saved)
 
 
+def keep_memory(path: Path, memory: Memory) -> None:
+    """Put down what a client remembers, where something other than its session has changed it.
+
+    A session saved before has been overtaken by it.
+
+    Raises:
+        MisuseError: the file is damaged, another program's or in use, or cannot be written.
+    """
+    with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
+        rows.execute("INSERT OR REPLACE INTO memory VALUES (0, ?)", (pack(memory, STATE_LIMITS),))
+
+
 def _client_rows(rows: sqlite3.Connection) -> tuple[Memory, bytes | None]:
     memory = rows.execute("SELECT memory FROM memory").fetchone()
     session = rows.execute("SELECT state FROM session").fetchone()

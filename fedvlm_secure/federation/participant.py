@@ -13,8 +13,8 @@ import numpy as np
 
 from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
-from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.journal import ClientJournal, remembered
+from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
 from fedvlm_secure.federation.rounds import Result, SealedResult, counters, model_hash, moved, policy_of, weight_of
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
 from fedvlm_secure.federation.settings import Settings
@@ -236,7 +236,14 @@ class Participant:
             before = self._shared(standing, None)
             memory, _ = remembered(self._session_path)
             party = self._party(round_index, roster, before)
-            plan, total = self._protocol.catch_up(party, memory, result.message)
+            reading = self._protocol.catch_up(party, memory, result.message)
+            plan = reading.plan
+            keep_memory(self._session_path, reading.memory)
+            try:
+                total = reading.read()
+            except ProtocolError:
+                keep_memory(self._session_path, reading.memory)
+                raise
             self._next = moved(before, plan.codec.decode(total.total))
             if plan.round != round_index or self._model_hash(round_index + 1, self._next) != result.model:
                 raise MisuseError(f"{self.name}: the sum of round {round_index} does not lead to the model agreed on")

@@ -266,7 +266,8 @@ class ClientSessionBase:
         try:
             return step.transition(turn, self._state, body)
         except ProtocolError as error:
-            self._state = Closed(error.clause, error.party, error.phase, error.detail)
+            if error.party != NETWORK:  # what nobody signed may come again, as it was
+                self._state = Closed(error.clause, error.party, error.phase, error.detail)
             raise
 
     def _remember(self, plan: Plan) -> None:

@@ -131,11 +131,16 @@ class Plan:
         return self.cohort.index(client) + 1
 
 
-def default_survivors(threat_model: str, clients: int, max_corrupt: int, threshold: int | None) -> int:
+def least_survivors(protocol: str, max_corrupt: int) -> int:
+    """The fewest clients in a sum: two honest ones; three where every client reads it and knows its own part."""
+    return max(max_corrupt + 2, 3 if protocol in SHARED_KEY else 2)
+
+
+def default_survivors(protocol: str, threat_model: str, clients: int, max_corrupt: int, threshold: int | None) -> int:
     """``min_survivors`` where nobody has chosen it: as few as the thresholds allow, nine in ten in large cohorts."""
     if threshold is None:
         threshold = shape(threat_model, clients, max_corrupt, clients).least_threshold
-    least = max(threshold, max_corrupt + 2)
+    least = max(threshold, least_survivors(protocol, max_corrupt))
     if threat_model != MALICIOUS_SERVER and clients > SPARSE_ABOVE:
         return max(clients - clients // 10, least)
     return least
@@ -179,16 +184,17 @@ def propose(
         raise MisuseError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
     check_fits(protocol, layout, clients)
     if min_survivors is None:
-        min_survivors = default_survivors(threat_model, clients, max_corrupt, threshold)
+        min_survivors = default_survivors(protocol, threat_model, clients, max_corrupt, threshold)
     wiring = shape(threat_model, clients, max_corrupt, min_survivors)
     least, most = wiring.least_threshold, wiring.most_threshold
     threshold = least if threshold is None else threshold
-    if not least <= threshold <= most <= clients or not max(threshold, max_corrupt + 2) <= min_survivors <= clients:
+    needed = max(threshold, least_survivors(protocol, max_corrupt))
+    if not least <= threshold <= most <= clients or not needed <= min_survivors <= clients:
         raise MisuseError(
             f"{clients} clients of which {max_corrupt} may collude cannot aggregate under {threat_model!r} with "
             f"threshold {threshold} and min_survivors {min_survivors}: needed are threshold >= {least}"
             f"{'' if wiring.degree == clients - 1 else f' and no more, for {wiring.degree} neighbours'}, "
-            f"min_survivors >= {max(threshold, max_corrupt + 2)} and as many clients; add clients or lower max_corrupt"
+            f"min_survivors >= {needed} and as many clients; add clients or lower max_corrupt"
         )
     return Plan(
         protocol=protocol,

@@ -9,7 +9,7 @@ from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY, check_fits
-from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, shape
+from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, least_survivors, shape
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, Memory
 
@@ -25,7 +25,8 @@ class Policy:
         protocols: accepted protocols; ``"plain"`` protects nothing and has to be named here on purpose.
         shared_key_despite_collusion: whether a plan may count on colluding clients and yet use one key that every
             client holds (``"ckks"``, ``"bfv"``): server and one such client together read every input.
-        published: counters whose sums the server may be told where it cannot read the sum itself.
+        published: counters whose sums the server may be told where it cannot read the sum itself; under
+            ``"honest-but-curious"`` only.
     """
 
     threat_model: str = MALICIOUS_SERVER
@@ -54,47 +55,50 @@ class Party:
     following: Callable[[Decoded], bytes] | None = None
 
 
-def check_plan(plan: Plan, party: Party, memory: Memory, phase: str) -> None:
+def check_plan(plan: Plan, party: Party, memory: Memory, phase: str, *, taking_part: bool = True) -> None:
     """Recompute everything in ``plan`` that a client can, and compare it with its own floors.
 
     Args:
         phase: the phase in which the plan arrived, for the error to name.
+        taking_part: False for the plan of a round whose sum is read afterwards: it may leave the client out (P-2.2),
+            and need not be news (P-2.7).
 
     Raises:
         ProtocolError: the plan contradicts itself, the roster, the client's own model or its memory.
         PolicyRefusalError: the plan is sound but weaker than ``policy``.
     """
-    for clause, sound, detail in _rules(plan, party, memory):
+    for clause, sound, detail in _rules(plan, party, memory, taking_part):
         if not sound:
             raise ProtocolError(clause, party=SERVER, phase=phase, detail=detail, round=plan.place)
     _check_floors(plan, party.policy, phase)
 
 
-def _rules(plan: Plan, party: Party, memory: Memory) -> Iterator[tuple[str, bool, str]]:
+def _rules(plan: Plan, party: Party, memory: Memory, taking_part: bool) -> Iterator[tuple[str, bool, str]]:
     """Clause, whether the plan satisfies it, and what to say if not; lazily, since later ones rely on earlier ones."""
     yield "P-2.1", plan.spec == SPEC_VERSION, f"speaks {plan.spec[:40]!r}, this client {SPEC_VERSION!r}"
     yield "P-2.2", plan.roster == party.roster.hash, "names a roster that is not the pinned one"
-    cohort = _cohort_is_sound(plan, party.roster, party.name)
+    cohort = _cohort_is_sound(plan, party.roster) and (party.name in plan.cohort or not taking_part)
     yield "P-2.2", cohort, "the cohort must be sorted members of the roster, and hold us"
     yield "P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"
     yield "P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"
     yield "P-2.5", _protocol_fits(plan), f"the sums do not fit {plan.protocol[:40]!r}"
     ring = f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort, or the clip norm is unusable"
     yield "P-2.5", _ring_fits(plan), ring
-    yield "P-2.7", _is_news(plan, memory), "is not later than the last plan this client began in the run"
+    news = _is_news(plan, memory) or not taking_part
+    yield "P-2.7", news, "is not later than the last plan this client began in the run"
 
 
-def _cohort_is_sound(plan: Plan, roster: Roster, me: ClientId) -> bool:
+def _cohort_is_sound(plan: Plan, roster: Roster) -> bool:
     members = {member.name for member in roster.members}
     cohort = list(plan.cohort)
-    return cohort == sorted(set(cohort)) and me in cohort and set(cohort) <= members
+    return cohort == sorted(set(cohort)) and set(cohort) <= members
 
 
 def _thresholds_are_sound(plan: Plan) -> bool:
     clients, corrupt = len(plan.cohort), plan.max_corrupt
     if plan.threat_model not in THREAT_MODELS or clients > LARGEST_COHORT:
         return False
-    if not max(plan.threshold, corrupt + 2) <= plan.min_survivors <= clients:
+    if not max(plan.threshold, least_survivors(plan.protocol, corrupt)) <= plan.min_survivors <= clients:
         return False
     wiring = shape(plan.threat_model, clients, corrupt, plan.min_survivors)
     return plan.degree == wiring.degree and wiring.least_threshold <= plan.threshold <= wiring.most_threshold
@@ -125,6 +129,10 @@ def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:
         (
             not plan.max_corrupt or plan.protocol not in SHARED_KEY or policy.shared_key_despite_collusion,
             f"under {plan.protocol!r} the server and one of {plan.max_corrupt} colluding clients read every input",
+        ),
+        (
+            not policy.published or plan.protocol not in SHARED_KEY or plan.threat_model != MALICIOUS_SERVER,
+            "counters are not published under 'malicious-server': such a server compares what several clients publish",
         ),
         (
             plan.threat_model == MALICIOUS_SERVER or policy.threat_model != MALICIOUS_SERVER,

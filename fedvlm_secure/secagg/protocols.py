@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives.signing import Identity
@@ -11,10 +12,11 @@ from fedvlm_secure.secagg.encrypted.parameters import BFV, CKKS
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 from fedvlm_secure.secagg.plain import PlainClient, PlainServer
-from fedvlm_secure.secagg.plan import Plan
-from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.server import ServerSessionBase
-from fedvlm_secure.secagg.session import ClientId, Memory, RingSum
+from fedvlm_secure.secagg.session import ClientId
+
+if TYPE_CHECKING:
+    from fedvlm_secure.secagg.encrypted.reading import CatchUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,14 @@ class ProtocolEntry:
 
     Attributes:
         relay: where only clients can read a sum: the message that brings it to one member, from the server's bulletin.
-        catch_up: there: the plan and the sum that such a message brings.
+        catch_up: there: what reads such a message.
     """
 
     server: type[ServerSessionBase]
     client: type[ClientSessionBase]
     protects: bool
     relay: Callable[[bytes, Identity, ClientId], bytes] | None = None
-    catch_up: Callable[[Party, Memory, bytes], tuple[Plan, RingSum]] | None = None
+    catch_up: "type[CatchUp] | None" = None
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -40,11 +42,12 @@ class ProtocolEntry:
 
 def _encrypted(name: str) -> ProtocolEntry:
     """Imported when it is asked for: TenSEAL takes a fifth of a second."""
-    from fedvlm_secure.secagg.encrypted.client import BfvClient, CkksClient, catch_up
+    from fedvlm_secure.secagg.encrypted.client import BfvClient, CkksClient
+    from fedvlm_secure.secagg.encrypted.reading import CatchUp
     from fedvlm_secure.secagg.encrypted.server import EncryptedServer, relay
 
     client = BfvClient if name == BFV else CkksClient
-    return ProtocolEntry(EncryptedServer, client, protects=True, relay=relay, catch_up=catch_up)
+    return ProtocolEntry(EncryptedServer, client, protects=True, relay=relay, catch_up=CatchUp)
 
 
 PROTOCOLS: Mapping[str, Callable[[], ProtocolEntry]] = {

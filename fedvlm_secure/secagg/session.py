@@ -120,10 +120,18 @@ class ClientSession(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyPin:
-    """The key of a run that a client uses: no earlier epoch, and in this epoch no other dealing (None: not yet any)."""
+    """The shared key of a run that a client uses: none of an earlier epoch, and in this epoch no other (E-3.4, E-5.6).
+
+    Attributes:
+        dealing: what tells one dealing from another; None before any.
+        readings: how many sums were decrypted and checked under it.
+        spoiled: one of them did not fit its list; nothing more is encrypted under this key.
+    """
 
     epoch: int
     dealing: Digest | None
+    readings: int = 0
+    spoiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

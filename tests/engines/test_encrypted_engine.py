@@ -74,7 +74,11 @@ def test_the_coordinator_knows_no_state_and_no_metric(settings: Make, tmp_path: 
 
 
 def test_published_counters_and_nothing_else(settings: Make, tmp_path: Path) -> None:
-    result = local.run(settings(BFV, 'policy.published=["correct", "asked"]'), tmp_path / "run")
+    published = (BFV, 'policy.published=["correct", "asked"]')
+    with pytest.raises(PolicyRefusalError, match="compares what several clients publish"):
+        local.run(settings(*published), tmp_path / "refused")
+    curious = ("aggregation.threat-model=honest-but-curious", "policy.threat-model=honest-but-curious")
+    result = local.run(settings(*published, *curious), tmp_path / "run")
     line = RunDirectory(tmp_path / "run").coordinator.metrics.lines()[-1]
     assert (line["asked"], line["total-weight"], line["loss"]) == (4 * 8, None, None)
     assert result.summary["test-accuracy"] == line["accuracy"] == line["correct"] / line["asked"]

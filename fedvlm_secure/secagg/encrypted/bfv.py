@@ -56,16 +56,16 @@ class BfvSheet:
     def read(
         self, sums: Iterable[NDArray[np.int64]], secret: Secret, survivors: Sequence[ClientId]
     ) -> NDArray[np.int64]:
-        """The sum's signed integers [layout.size]; raises :class:`IntegrityError` naming the ciphertext."""
-        packed = np.empty(self.chunks * DATA_SLOTS, np.int64)
+        """The sum's signed integers [layout.size]; raises :class:`IntegrityError`."""
+        packed, fits = np.empty(self.chunks * DATA_SLOTS, np.int64), np.ones(self.chunks, bool)
         pads = np.zeros(self.chunks, object)
         for client in survivors:
             pads += self._pads(secret, client)
         for chunk, (sheet, alpha) in enumerate(zip(sums, self._coefficients(secret), strict=True)):
-            tag = _centred(_inner(sheet[:DATA_SLOTS], alpha) + int(pads[chunk]))
-            if tag != int(sheet[DATA_SLOTS]):
-                raise IntegrityError(f"the tag of ciphertext {chunk + 1} of {self.chunks} does not fit")
+            fits[chunk] = _centred(_inner(sheet[:DATA_SLOTS], alpha) + int(pads[chunk])) == int(sheet[DATA_SLOTS])
             packed[chunk * DATA_SLOTS : (chunk + 1) * DATA_SLOTS] = sheet[:DATA_SLOTS]
+        if not fits.all():  # only now, so that the time taken does not tell which
+            raise IntegrityError(f"the tags of {np.count_nonzero(~fits)} of {self.chunks} ciphertexts do not fit")
         return self._unpack(packed[: self._slots])
 
     def _pack(self, integers: NDArray[np.int64]) -> NDArray[np.int64]:

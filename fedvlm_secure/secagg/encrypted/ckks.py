@@ -2,7 +2,7 @@
 
 A ciphertext holds 4,096 reals: an indicator for each client, :data:`TAGS` tags, and data. A client sets its own
 indicator to a value from [1/2, 1) that follows from key, plan, client and ciphertext, and leaves the others zero, so
-that a sum in which anybody is missing, repeated, scaled, or of another round or chunk shows it and names whom (E-5.4).
+that a sum in which anybody is missing, repeated, scaled, or of another round or chunk shows it, and whom (E-5.4).
 A tag is ⟨α, x⟩ over all slots but the tags, α secret and uniform in [-1, 1): it shows a change of the data that leaves
 the indicators alone. CKKS computes with noise, so both hold up to a tolerance; SPEC says what can hide below it.
 """
@@ -52,21 +52,23 @@ class CkksSheet:
             yield sheet
 
     def read(self, sums: Iterable[Floats], secret: Secret, survivors: Sequence[ClientId]) -> Floats:
-        """The sum [layout.size], counters whole; raises :class:`IntegrityError` naming ciphertext and client."""
+        """The sum [layout.size], counters whole; raises :class:`IntegrityError` naming clients."""
         values = np.empty(self.chunks * self._data)
         expected = np.zeros((self.chunks, self._clients))
         for client in survivors:
             expected[:, self._plan.cohort.index(client)] = self._indicators(secret, client)
         tolerance, tag_tolerance = self._tolerances(len(survivors))
+        near, tagged = np.ones(self._clients, bool), np.ones(self.chunks, bool)
         for chunk, (sheet, alpha) in enumerate(zip(sums, self._coefficients(secret), strict=True)):
-            which = f"ciphertext {chunk + 1} of {self.chunks}"
-            near = np.abs(sheet[self._data : -TAGS] - expected[chunk]) <= tolerance
-            if not near.all():
-                odd = self._plan.cohort[int(np.argmin(near))]
-                raise IntegrityError(f"{odd}'s part in {which} is not what the list says")
-            if not (np.abs(alpha @ sheet[:-TAGS] - sheet[-TAGS:]) <= tag_tolerance).all():
-                raise IntegrityError(f"the tags of {which} do not fit")
+            near &= np.abs(sheet[self._data : -TAGS] - expected[chunk]) <= tolerance
+            tagged[chunk] = (np.abs(alpha @ sheet[:-TAGS] - sheet[-TAGS:]) <= tag_tolerance).all()
             values[chunk * self._data : (chunk + 1) * self._data] = sheet[: self._data]
+        if not (near.all() and tagged.all()):  # only now, so that the time taken does not tell where
+            odd = ", ".join(name for name, fits in zip(self._plan.cohort, near, strict=True) if not fits)
+            raise IntegrityError(
+                f"the part of {odd or 'nobody'} is not what the list says; tags of {np.count_nonzero(~tagged)} of "
+                f"{self.chunks} ciphertexts do not fit"
+            )
         return self._unflatten(values)
 
     def _flatten(self, scaled: Floats, tail: Sequence[int]) -> Floats:

@@ -13,11 +13,11 @@ from fedvlm_secure.primitives.sealing import SealError, seal
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.secagg.client import Turn
 from fedvlm_secure.secagg.encrypted import messages as m
+from fedvlm_secure.secagg.encrypted.parameters import LARGEST_EPOCH, LARGEST_ROSTER
 from fedvlm_secure.secagg.encrypted.scheme import SEED_BYTES, Key, Scheme
 from fedvlm_secure.secagg.envelope import Expected
 from fedvlm_secure.secagg.plan import Plan
-from fedvlm_secure.secagg.policy import Party
-from fedvlm_secure.secagg.session import SERVER, ClientId
+from fedvlm_secure.secagg.session import SERVER, ClientId, KeyPin, Memory
 
 PARCEL = "he-key"
 
@@ -37,14 +37,21 @@ class Held:
     key: Key
 
 
-def deal(party: Party, plan: Plan, epoch: int, scheme: Scheme) -> tuple[m.Dealing, list[bytes]]:
-    """A fresh key, and a box with it for every member of the roster, sorted by name (E-3.2)."""
+def deal(turn: Turn, epoch: int, scheme: Scheme) -> tuple[m.Dealing, list[bytes]]:
+    """A fresh key, and a box with it for every member of the roster, sorted by name (E-3.1, E-3.2).
+
+    Raises:
+        ProtocolError: the epoch is over, or has its key already.
+    """
+    party, plan = turn.party, turn.plan
+    pinned = _pinned(turn.memory, plan)
+    if not pinned.epoch <= epoch <= LARGEST_EPOCH or (epoch == pinned.epoch and pinned.dealing is not None):
+        raise turn.fault("E-3.1", f"asks for a key of epoch {epoch}, and there was one of {pinned.epoch}")
     secret = Secret.generate()
     members = sorted(party.roster.members, key=lambda member: member.name)
     parcels = [seal(member.sealing_key, secret, PARCEL, *_bound(plan, epoch), member.name) for member in members]
     check = he_key(secret, plan, epoch, scheme).check()
-    root = MerkleTree(parcels).root
-    return m.Dealing(plan.run, epoch, plan.protocol, plan.roster, root, check), parcels
+    return m.Dealing(plan.run, epoch, plan.protocol, plan.roster, MerkleTree(parcels).root, check), parcels
 
 
 def he_key(secret: Secret, plan: Plan, epoch: int, scheme: Scheme) -> Key:
@@ -52,21 +59,33 @@ def he_key(secret: Secret, plan: Plan, epoch: int, scheme: Scheme) -> Key:
     return scheme.key(derive(secret, "he-secret-key", *_bound(plan, epoch), length=SEED_BYTES))
 
 
-def open_delivery(turn: Turn, delivery: m.Delivery, scheme: Scheme) -> Held:
-    """The key that a member was dealt; raises :class:`~fedvlm_secure.errors.ProtocolError` (E-3)."""
-    party, plan = turn.party, turn.plan
-    keys = party.roster.keys()
-    if delivery.dealer not in keys or delivery.dealer == SERVER:
-        raise turn.fault("E-3.2", "the dealer is not on the roster")
-    expected = Expected(
-        m.KEYS, delivery.dealer, SERVER, keys[delivery.dealer], None, plan.place, SERVER, turn.expected.phase
-    )
+def key_for(turn: Turn, plan: Plan, delivery: m.Delivery, scheme: Scheme) -> Held:
+    """The key that we were dealt for ``plan``, the turn's own.
+
+    Raises:
+        ProtocolError: it is not genuine (E-3.2, E-3.3), of an earlier epoch or a second one in this epoch (E-3.4).
+    """
+    if plan.hash != turn.plan.hash:
+        raise turn.fault("P-1.3", "carries another plan than the one it is for")
+    held, pinned = _opened(turn, delivery, scheme), _pinned(turn.memory, plan)
+    if held.epoch < pinned.epoch or (held.epoch == pinned.epoch and pinned.dealing not in (None, held.dealing)):
+        raise turn.fault("E-3.4", f"a key of epoch {held.epoch}, other than or older than the run's of {pinned.epoch}")
+    return held
+
+
+def _opened(turn: Turn, delivery: m.Delivery, scheme: Scheme) -> Held:
+    party, plan, members = turn.party, turn.plan, sorted(member.name for member in turn.party.roster.members)
+    if delivery.dealer not in members or len(members) > LARGEST_ROSTER:
+        raise turn.fault("E-3.2", f"the dealer is not on the roster, or that has more than {LARGEST_ROSTER} members")
+    signer = party.roster.keys()[delivery.dealer]
+    expected = Expected(m.KEYS, delivery.dealer, SERVER, signer, None, plan.place, SERVER, turn.expected.phase)
     dealing = expected.open(delivery.dealing, m.Dealing)
     if (dealing.run, dealing.protocol, dealing.roster) != (plan.run, plan.protocol, plan.roster):
         raise turn.fault("E-3.2", "the key was dealt for another run, protocol or roster")
-    names = sorted(member.name for member in party.roster.members)
+    if not 1 <= dealing.epoch <= LARGEST_EPOCH:
+        raise expected.fault("E-3.2", f"the key is of epoch {dealing.epoch}")
     try:
-        check_path(dealing.parcels, len(names), names.index(party.name), delivery.parcel, delivery.path)
+        check_path(dealing.parcels, len(members), members.index(party.name), delivery.parcel, delivery.path)
     except MerkleError as error:
         raise turn.fault("E-3.2", f"the box is not one that {delivery.dealer} signed: {error}") from None
     try:
@@ -79,9 +98,24 @@ def open_delivery(turn: Turn, delivery: m.Delivery, scheme: Scheme) -> Held:
     return Held(dealing.epoch, dealing_digest(delivery.dealer, dealing), secret, key)
 
 
+def new_pin(dealer: ClientId, dealing: m.Dealing) -> KeyPin:
+    """What a client remembers of a key that it has not used yet."""
+    return KeyPin(dealing.epoch, dealing_digest(dealer, dealing))
+
+
+def pin_of(memory: Memory, held: Held, plan: Plan) -> KeyPin:
+    """What the client remembers of this key."""
+    pinned = _pinned(memory, plan)
+    return pinned if pinned.dealing == held.dealing else KeyPin(held.epoch, held.dealing)
+
+
 def dealing_digest(dealer: ClientId, dealing: m.Dealing) -> bytes:
     """What tells one dealing from another."""
     return digest("he-dealing", dealer, pack(dealing))
+
+
+def _pinned(memory: Memory, plan: Plan) -> KeyPin:
+    return memory.keys.get(plan.run.hex(), KeyPin(1, None))
 
 
 def _bound(plan: Plan, epoch: int) -> tuple[bytes, int, str, bytes]:

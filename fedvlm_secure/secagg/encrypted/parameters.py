@@ -23,8 +23,16 @@ SLOTS = DEGREE  # BFV has as many integer slots; CKKS half as many complex ones,
 PLAIN_MODULUS = 274_877_816_833
 HALF_MODULUS = (PLAIN_MODULUS - 1) // 2
 
-NOISE_DEVIATION = 3.2  # of a fresh ciphertext's error polynomial, a coefficient
+NOISE_DEVIATION = 3.24  # of a fresh ciphertext's error, a coefficient: √(21/2), SEAL's centred binomial
 CKKS_LARGEST_COHORT = 1000  # every client has a slot of its own in every ciphertext
+CKKS_LARGEST_WEIGHT = 1 << 16  # noise is relative to the largest weight; beyond, light clients would drown in it
+
+# Whether a client accepts a sum tells a lying server at most one bit about the key. All members together answer so many
+# times under one key: 2,048 bits know at most 1,293 of its 4,096 ternary coefficients, and the standard asks for 2,048
+# unknown ones at 54 bits (E-5.6).
+READINGS = 2048
+LARGEST_ROSTER = READINGS // 2
+LARGEST_EPOCH = (1 << 32) - 1
 LIMB_BITS = 16
 
 
@@ -62,10 +70,24 @@ def scale_bits(clients: int) -> int:
 
 def check_fits(protocol: str, layout: VectorLayout, clients: int) -> None:
     """Headroom, before anything is encrypted; raises :class:`MisuseError`."""
+    if protocol in SHARED_KEY and clients > LARGEST_ROSTER:
+        raise MisuseError(f"{protocol} takes up to {LARGEST_ROSTER} clients, not {clients}; use pairwise")
     if protocol == BFV:
         packing(layout, clients)
-    elif protocol == CKKS and clients > CKKS_LARGEST_COHORT:
+    if protocol != CKKS:
+        return
+    if clients > CKKS_LARGEST_COHORT:
         raise MisuseError(f"ckks takes up to {CKKS_LARGEST_COHORT} clients, not {clients}; use bfv or pairwise")
+    if layout.weight_max > CKKS_LARGEST_WEIGHT:
+        raise MisuseError(f"weight_max is {layout.weight_max}; ckks takes up to {CKKS_LARGEST_WEIGHT}")
+    counted = clients * max(counter.bound for counter in layout.counters)
+    if counted > 1 << 53:
+        raise MisuseError(f"a counter's sum reaches {counted}, beyond the whole numbers of a double; lower its bound")
+
+
+def readings_allowed(members: int) -> int:
+    """How many sums each member of the roster may check under one key."""
+    return READINGS // members
 
 
 def tail_size(layout: VectorLayout) -> int:

@@ -7,8 +7,9 @@ SEAL reads and writes files only; what passes through one here is ciphertext. En
 which it seeds from the operating system.
 """
 
+import os
 import tempfile
-from pathlib import Path
+import weakref
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,9 @@ from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.secagg.encrypted.parameters import BFV, COEFFICIENT_BITS, DEGREE, PLAIN_MODULUS
 
 SEED_BYTES = 64
+_HEADER_BYTES = 16
 _SIZE_FIELD = slice(8, 16)  # of SEAL's header: the size of the whole
 _MOST_BYTES = 2 * 8 * DEGREE + 1024  # two polynomials of 64-bit words, incompressible, and headers
-
-_MEMORY = "/dev/shm"  # noqa: S108  # the file in it has a random name and is its owner's only
 
 Slots = NDArray[np.int64] | NDArray[np.float64]
 
@@ -58,12 +58,12 @@ class Scheme:
 
     def load(self, data: bytes | memoryview) -> Any:
         """A ciphertext fit to be added; raises :class:`CiphertextError`."""
-        if len(data) > _MOST_BYTES or int.from_bytes(data[_SIZE_FIELD], "little") != len(data):
-            raise CiphertextError("not a ciphertext, or with bytes missing or left over")
+        if not _HEADER_BYTES < len(data) <= _MOST_BYTES or int.from_bytes(data[_SIZE_FIELD], "little") != len(data):
+            raise CiphertextError("not a ciphertext, or not as long as it says")
         ciphertext = seal.Ciphertext(self.context)
+        path = self._file.write(data)
         try:
-            self._file.write(data)
-            ciphertext.load(self.context, self._file.path)
+            ciphertext.load(self.context, path)
         except Exception as error:  # noqa: BLE001  # pybind maps SEAL's exceptions to many types; all mean the same here
             raise CiphertextError(f"not a ciphertext of these parameters: {str(error)[:80]}") from None
         ntt = self.kind != BFV
@@ -75,12 +75,21 @@ class Scheme:
 
     def dump(self, ciphertext: Any) -> bytes:
         """The bytes of a ciphertext; a freshly encrypted one is its first polynomial and the seed of the second."""
-        ciphertext.save(self._file.path)
+        ciphertext.save(self._file.write(b""))  # SEAL cuts the file to what it writes
         return self._file.read()
 
     def add(self, total: Any, ciphertext: Any) -> None:
-        """Add to ``total``, in place."""
-        self._evaluator.add_inplace(total, ciphertext)
+        """Add to ``total``, in place.
+
+        Raises:
+            CiphertextError: the sum would hide nothing (its second polynomial is zero), which SEAL refuses to hold;
+                ``total`` is as before. Only whoever copies another's ciphertext gets there.
+        """
+        try:
+            self._evaluator.add_inplace(total, ciphertext)
+        except RuntimeError as error:  # raised after the addition
+            self._evaluator.sub_inplace(total, ciphertext)
+            raise CiphertextError(f"cancels the sum: {error}") from None
 
     def subtract(self, total: Any, ciphertext: Any) -> None:
         """The exact inverse of :meth:`add`."""
@@ -138,19 +147,30 @@ def _context(kind: str, seed: list[int] | None = None) -> Any:
 
 
 class _File:
-    """Where SEAL writes to and reads from: a private temporary file, in memory if the system has a place for that."""
+    """Where SEAL writes to and reads from: in memory on Linux, else a private file. Each process has its own."""
 
     def __init__(self) -> None:
-        folder = _MEMORY if Path(_MEMORY).is_dir() else None
-        self._file = tempfile.NamedTemporaryFile(prefix="fedvlm-secure-", dir=folder, buffering=0)  # noqa: SIM115
-        self.path = self._file.name
+        self._open()
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Put ``data`` at the file's start; what lies behind it SEAL does not read."""
-        self._file.seek(0)
-        self._file.write(data)
+    def write(self, data: bytes | memoryview) -> str:
+        """The path of a file that begins with ``data``; SEAL reads no further than it says it is long."""
+        if os.getpid() != self._process:
+            self._open()  # after a fork, parent and child would write to one file
+        if os.pwrite(self._number, data, 0) != len(data):
+            raise OSError(f"no room for a ciphertext of {len(data)} bytes")
+        return self._path
 
     def read(self) -> bytes:
-        """What the file holds."""
-        self._file.seek(0)
-        return self._file.read()
+        """What SEAL wrote."""
+        return os.pread(self._number, _MOST_BYTES, 0)
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        if hasattr(os, "memfd_create"):
+            self._number = os.memfd_create("fedvlm-secure")
+            self._path = f"/proc/self/fd/{self._number}"  # by number: a file without a name cannot be taken away
+            weakref.finalize(self, os.close, self._number)
+        else:
+            named = tempfile.NamedTemporaryFile(prefix="fedvlm-secure-")  # noqa: SIM115
+            self._number, self._path = named.fileno(), named.name
+            weakref.finalize(self, named.close)

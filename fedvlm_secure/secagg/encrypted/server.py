@@ -1,21 +1,24 @@
 """The server's half of the encrypted protocols: relay a key it cannot open, add ciphertexts, hand the sum back."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from fedvlm_secure.errors import RoundAbortedError
+from fedvlm_secure.errors import MisuseError, RoundAbortedError
 from fedvlm_secure.primitives.merkle import MerkleTree
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.primitives.wire import STATE_LIMITS
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.encrypted import messages as m
 from fedvlm_secure.secagg.encrypted.custody import dealing_digest
+from fedvlm_secure.secagg.encrypted.parameters import LARGEST_ROSTER, readings_allowed
 from fedvlm_secure.secagg.encrypted.scheme import CiphertextError
 from fedvlm_secure.secagg.encrypted.sheets import sheet_of
 from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
-from fedvlm_secure.secagg.server import THE_COHORT, ServerSessionBase
+from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import SERVER, ClientId, SealedSum
 from fedvlm_secure.secagg.upload import check_chunks, digests_of
 
@@ -32,10 +35,11 @@ class DealtKey:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What one attempt hands to the next: the epoch, and its key if that is still good."""
+    """What one attempt hands to the next: the epoch, its key if that is still good, and how many sums it has served."""
 
     epoch: int
-    key: DealtKey | None
+    key: DealtKey | None = None
+    sums: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +57,30 @@ class Bulletin:
 
     plan: Plan
     key: DealtKey
-    roster: tuple[ClientId, ...]
+    members: tuple[ClientId, ...]
     survivors: tuple[ClientId, ...]
+    digests: tuple[Digest, ...]
     total: tuple[bytes, ...]
 
-    def body(self, member: ClientId) -> m.EncryptedSum:
+    def body(self, deliveries: Mapping[ClientId, m.Delivery], member: ClientId) -> m.EncryptedSum:
         """What goes in front of the sum's ciphertexts."""
-        delivery = _delivery(self.key, self.roster, member)
-        return m.EncryptedSum(self.plan, delivery, self.survivors, digests_of(self.total))
+        return m.EncryptedSum(self.plan, deliveries[member], self.survivors, self.digests)
 
 
 def relay(bulletin: bytes, identity: Identity, member: ClientId) -> bytes:
     """The message that brings a finished round's sum to ``member``; ``bulletin`` as the session gave it."""
     known = unpack(Bulletin, bulletin, STATE_LIMITS)
-    return join([seal(identity, m.SUM, known.plan.hash, SERVER, member, known.body(member)), *known.total])
+    body = known.body(deliveries(known.key, known.members), member)
+    return join([seal(identity, m.SUM, known.plan.hash, SERVER, member, body), *known.total])
+
+
+def deliveries(key: DealtKey, members: Sequence[ClientId]) -> dict[ClientId, m.Delivery]:
+    """Every member's box with its path."""
+    tree = MerkleTree(key.parcels)
+    return {
+        member: m.Delivery(key.dealer, key.envelope, parcel, tree.path(place))
+        for place, (member, parcel) in enumerate(zip(members, key.parcels, strict=True))
+    }
 
 
 class EncryptedServer(ServerSessionBase):
@@ -80,7 +94,9 @@ class EncryptedServer(ServerSessionBase):
         sheet = sheet_of(plan)
         self._scheme, self._chunk_count = sheet.scheme, sheet.chunks
         self._members = tuple(sorted(member.name for member in roster.members))
-        self._carried = unpack(Carried, carried) if carried else Carried(1, None)
+        if len(self._members) > LARGEST_ROSTER:
+            raise MisuseError(f"the roster has {len(self._members)} members; one key is for up to {LARGEST_ROSTER}")
+        self._carried = unpack(Carried, carried, STATE_LIMITS) if carried else Carried(1)
         self._running_sum: list[Any] = []  # ciphertexts, in the phase that adds them
         self._sum: tuple[bytes, ...] = ()  # their bytes, from then on
         self._adopted: dict[ClientId, m.Adopted] = {}
@@ -92,28 +108,46 @@ class EncryptedServer(ServerSessionBase):
 
     @property
     def carried(self) -> bytes:
-        """The key for the next attempt, or after a failed one the epoch in which a new key is due."""
-        return pack(self._carried if self.done else Carried(self._carried.epoch + 1, None))
+        """The key for the next attempt; after a failed one, or when it has served enough, the epoch of a new one.
+
+        Half of the readings that clients allow (E-5.6) are left to those that come back and read a sum once more.
+        """
+        epoch, sums = self._carried.epoch, self._carried.sums + 1
+        if not self.done or 2 * (sums + 1) > readings_allowed(len(self._members)):
+            return pack(Carried(epoch + 1))
+        return pack(replace(self._carried, sums=sums), STATE_LIMITS)
 
     @staticmethod
     def rotated(carried: bytes) -> bytes:
         """The next epoch, with its key still to be dealt."""
-        return pack(Carried(unpack(Carried, carried).epoch + 1, None)) if carried else carried
+        return pack(Carried(unpack(Carried, carried, STATE_LIMITS).epoch + 1)) if carried else carried
 
     @property
     def bulletin(self) -> bytes:
         """See :meth:`ServerSessionBase.bulletin`."""
         self._require_done()
-        return pack(self._bulletin(), STATE_LIMITS)
+        return pack(self._bulletin, STATE_LIMITS)
 
+    @cached_property
     def _bulletin(self) -> Bulletin:
-        return Bulletin(self._plan, self._key(), self._members, self._who()[0], self._sum)
+        """Fixed once the phase `input` has ended; not read before."""
+        return Bulletin(self._plan, self._key(), self._members, self._who()[0], digests_of(self._sum), self._sum)
+
+    @cached_property
+    def _deliveries(self) -> dict[ClientId, m.Delivery]:
+        """Fixed once there is a key; not read before."""
+        return deliveries(self._key(), self._members)
 
     def aggregate(self) -> SealedSum:
         """What is known of the sum; see :class:`fedvlm_secure.secagg.session.SealedSum`."""
         self._require_done()
-        adopted = next(iter(self._adopted.values()))
+        adopted, _ = self._majority()
         return SealedSum(adopted.model, adopted.published, *self._who())
+
+    def _majority(self) -> tuple[m.Adopted, int]:
+        """What most of those who read the sum have signed, and how many did."""
+        said = list(self._adopted.values())
+        return max(((one, said.count(one)) for one in said), key=lambda counted: counted[1])
 
     def _key(self) -> DealtKey:
         assert self._carried.key is not None  # there is one from the end of the phase `keys`
@@ -123,8 +157,8 @@ class EncryptedServer(ServerSessionBase):
         if self._phase == m.KEYS:
             return m.KeysRequest(self._plan, self._carried.epoch)
         if self._phase == m.INPUT:
-            return m.Assignment(self._plan, _delivery(self._key(), self._members, client))
-        return self._bulletin().body(client)
+            return m.Assignment(self._plan, self._deliveries[client])
+        return self._bulletin.body(self._deliveries, client)
 
     def _chunks(self) -> tuple[bytes, ...]:
         return self._sum if self._phase == m.SUM else ()
@@ -159,8 +193,11 @@ class EncryptedServer(ServerSessionBase):
                 self._add(added, chunk)
         except CiphertextError as error:
             # One ciphertext in memory at a time, so the earlier ones are in the sum; modular subtraction is exact.
-            for number, chunk in enumerate(chunks[:added]):
-                self._scheme.subtract(self._running_sum[number], self._scheme.load(chunk))
+            if self._uploaded:
+                for number, chunk in enumerate(chunks[:added]):
+                    self._scheme.subtract(self._running_sum[number], self._scheme.load(chunk))
+            else:
+                self._running_sum.clear()
             raise expected.fault("E-4.3", f"chunk {added + 1}: {error}") from None
         self._uploaded.add(client)
 
@@ -184,20 +221,18 @@ class EncryptedServer(ServerSessionBase):
     def _ended(self) -> tuple[ClientId, ...]:
         if self._phase == m.KEYS:
             if self._carried.key is None:
-                raise self._aborted("E-3.1", self._asked[0], "did not deal a key; the next attempt asks another client")
+                detail = "did not deal a key; the next attempt asks another client"
+                dealer, place = self._asked[0], self._plan.place
+                raise RoundAbortedError("E-3.1", party=dealer, phase=m.KEYS, detail=detail, round=place)
             return self._plan.cohort
         if self._phase == m.INPUT:
             self._require(len(self._uploaded), self._plan.min_survivors, "E-4.5")
             self._sum = tuple(self._scheme.dump(ciphertext) for ciphertext in self._running_sum)
             self._running_sum.clear()
             return self._who()[0]
-        self._require(len(self._adopted), 1, "E-6.1")
-        if len({adopted.model for adopted in self._adopted.values()}) > 1:
-            raise self._aborted("E-6.1", THE_COHORT, "clients read different models off one sum")
+        # More than half of those in the sum: a single client decides neither on the model nor on what was published.
+        self._require(self._majority()[1] if self._adopted else 0, len(self._uploaded) // 2 + 1, "E-6.1")
         return ()
-
-    def _aborted(self, clause: str, party: str, detail: str) -> RoundAbortedError:
-        return RoundAbortedError(clause, party=party, phase=self._phase, detail=detail, round=self._plan.place)
 
     def _unprotected(self) -> Any:
         raise NotImplementedError  # nothing here can remove the protection
@@ -209,12 +244,10 @@ class EncryptedServer(ServerSessionBase):
     def _restore_own(self, own: bytes) -> None:
         record = unpack(EncryptedRecord, own, STATE_LIMITS)
         self._carried, self._adopted = record.carried, dict(record.adopted)
-        if self._phase in (m.KEYS, m.INPUT):
-            self._running_sum = [self._scheme.load(chunk) for chunk in record.total]
-        else:
+        if self._phase not in (m.KEYS, m.INPUT):
             self._sum = record.total
-
-
-def _delivery(key: DealtKey, members: tuple[ClientId, ...], member: ClientId) -> m.Delivery:
-    place = members.index(member)
-    return m.Delivery(key.dealer, key.envelope, key.parcels[place], MerkleTree(key.parcels).path(place))
+            return
+        try:
+            self._running_sum = [self._scheme.load(chunk) for chunk in record.total]
+        except CiphertextError as error:
+            raise WireError(f"the saved session's sum is damaged: {error}") from None
