@@ -141,7 +141,10 @@ class ClientSessionBase:
         self._fingerprint = fingerprint(update)
         # An empty update (a strategy that shares nothing) is counters only; those repeat in any case (ADR 4).
         if update.values.size and self._fingerprint in self._memory.answered:
-            raise MisuseError("this update is part of a sum that was already unmasked (P-7.5); train again to send one")
+            raise MisuseError(
+                "this update is part of a sum that was already unmasked (P-7.5), or its ciphertexts have left (E-4.4); "
+                "train again to send one"
+            )
 
     @property
     def memory(self) -> Memory:
@@ -181,6 +184,7 @@ class ClientSessionBase:
             raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
         body: Any = expected.open(frames[0], step.request)
         plan = self._accept(expected, frames[0], step, body) if self._plan is None else self._plan
+        expected = replace(expected, plan=plan.hash, place=plan.place)
         turn = Turn(self._party, plan, self._update, self._fingerprint, expected, self._memory, frames[1:])
         state, (answer, chunks) = self._transition(step, turn, body)
         envelope = seal(self._party.identity, step.phase, plan.hash, self._party.name, SERVER, answer)
@@ -267,7 +271,7 @@ class ClientSessionBase:
             return step.transition(turn, self._state, body)
         except ProtocolError as error:
             if error.party != NETWORK:  # what nobody signed may come again, as it was
-                self._state = Closed(error.clause, error.party, error.phase, error.detail)
+                self._state, self._plan = Closed(error.clause, error.party, error.phase, error.detail), turn.plan
             raise
 
     def _remember(self, plan: Plan) -> None:

@@ -44,6 +44,11 @@ def join(frames: Iterable[bytes | memoryview]) -> bytes:
     return b"".join(part for frame in frames for part in (struct.pack(">I", len(frame)), frame))
 
 
+def framed_bytes(frames: Iterable[bytes | memoryview]) -> int:
+    """How long :func:`join` makes them."""
+    return sum(4 + len(frame) for frame in frames)
+
+
 def split(message: bytes) -> list[memoryview]:
     """The frames of a message, without copying; raises :class:`WireError` on truncated or trailing bytes."""
     view, start = memoryview(message), 0

@@ -14,6 +14,7 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives import entropy
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.encrypted.parameters import CKKS
 from fedvlm_secure.secagg.plan import RUN_BYTES, propose
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
@@ -63,7 +64,8 @@ def secure_mean(
         dropouts: client index to the phase from which on that client is silent.
         clip_norm: longer vectors are scaled down to this L2 norm. None takes the largest norm among the vectors: a
             convenience of simulation, since in the field nobody knows that number.
-        value_bits, weight_max: see :class:`~fedvlm_secure.encoding.layout.VectorLayout`.
+        value_bits, weight_max: see :class:`~fedvlm_secure.encoding.layout.VectorLayout`; under ``"ckks"``, whose noise
+            is relative to ``weight_max``, that is the largest weight given, if it is smaller.
         **params: ``threat_model``, ``max_corrupt``, ``threshold``, ``min_survivors``, ``rounding`` of the plan.
 
     Raises:
@@ -72,6 +74,9 @@ def secure_mean(
     """
     arrays = _arrays(vectors)
     entry = lookup(protocol)
+    given = _weights(weights, len(arrays))
+    if protocol == CKKS:
+        weight_max = min(weight_max, max(given, default=1))
     layout = VectorLayout(len(arrays[0]), (Counter("weight", weight_max),), value_bits, weight_max)
     if clip_norm is None:
         clip_norm = max(float(np.linalg.norm(array.astype(np.float64))) for array in arrays) or 1.0
@@ -100,7 +105,7 @@ def secure_mean(
             clock,
             "clients",
         )
-        for name, array, weight in zip(names, arrays, _weights(weights, len(arrays)), strict=True)
+        for name, array, weight in zip(names, arrays, given, strict=True)
     }
 
     def alive(name: ClientId, phase: str) -> bool:

@@ -13,7 +13,7 @@ from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.stream import CHUNK
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
-from fedvlm_secure.secagg.envelope import NETWORK, Expected, join, seal_packed
+from fedvlm_secure.secagg.envelope import NETWORK, Expected, framed_bytes, join, seal_packed
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, RingSum, SealedSum
@@ -143,9 +143,9 @@ class ServerSessionBase(ABC):
             if client not in self._replied:
                 body = body if body is not None and self._alike() else pack(self._request(client))
                 envelope = seal_packed(self._identity, phase, self._hash, SERVER, client, body)
-                message = join([envelope, *self._chunks()])
-                self._note("request", client, envelope, len(message))
-                yield client, message
+                frames = [envelope, *self._chunks()]
+                self._note("request", client, envelope, framed_bytes(frames))
+                yield client, join(frames)  # not kept here: the next one would be made beside it
 
     def receive(self, client: ClientId, reply: bytes) -> None:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.receive`."""

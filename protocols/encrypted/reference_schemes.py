@@ -18,7 +18,7 @@ Q = 18014398509309953
 T = 274877816833
 HALF = (T - 1) // 2
 TAGS = 4
-LIMB = 16
+LIMB = 8
 
 
 class Scheme:

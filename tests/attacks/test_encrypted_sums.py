@@ -14,7 +14,7 @@ from secagg_kit import refused
 
 from fedvlm_secure.primitives.schema import pack
 from fedvlm_secure.primitives.secret import Secret
-from fedvlm_secure.secagg.encrypted.parameters import BFV, CKKS, PLAIN_MODULUS, SLOTS
+from fedvlm_secure.secagg.encrypted.parameters import BFV, CKKS, LIMB_BITS, PLAIN_MODULUS, SLOTS
 from fedvlm_secure.secagg.encrypted.scheme import IntegrityError
 from fedvlm_secure.secagg.encrypted.server import Carried
 from fedvlm_secure.secagg.encrypted.sheets import sheet_of
@@ -102,7 +102,8 @@ def chosen(server: LyingServer) -> Chunks:
     if server.federation.protocol == BFV:
         values = np.concatenate([coordinates, [clients, clients, 0, 0]]).astype(np.int64)
     else:
-        values = np.concatenate([coordinates / edge, np.array([clients, clients, 0, 0]) / (1 << 16)])
+        limbs = np.array([clients, 0, clients, 0, 0])  # a weight up to 4,096 has two of 8 bits
+        values = np.concatenate([coordinates / edge, limbs / (1 << LIMB_BITS)])
     chunks = []
     for start in range(0, len(values), size):
         slots = np.zeros(SLOTS, values.dtype)

@@ -154,7 +154,6 @@ def test_rotated_asks_for_a_new_key(protocol):
     assert second.server._key() != first.server._key()
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a carried key is used whatever roster it was dealt for")
 def test_a_key_dealt_for_another_roster_is_not_carried_on():
     """A member fewer: clients would refuse the old dealing (E-3.2), so the server asks for a new one."""
     first = EncryptedFederation().table()

@@ -121,7 +121,7 @@ def server(vector: dict) -> Server:
     if vector["phases"][0]["phase"] != "keys":
         parcels = tuple(base64.b64decode(parcel) for parcel in key["parcels"])
         name = bytes.fromhex(vector["values"]["dealing"])
-        dealt = DealtKey(key["dealer"], base64.b64decode(key["dealing"]), name, parcels)
+        dealt = DealtKey(key["dealer"], base64.b64decode(key["dealing"]), name, plan.roster, parcels)
     carried = pack(Carried(key["epoch"], dealt))
     return Server(EncryptedServer(plan, identity(vector["server"]["identity"]), roster_of(vector), carried))
 

@@ -72,7 +72,7 @@ class CkksSheet:
         return self._unflatten(values)
 
     def _flatten(self, scaled: Floats, tail: Sequence[int]) -> Floats:
-        """Update in units of the range, then every counter and check in limbs of 16 bits: exact in spite of noise."""
+        """Update in units of the range, then every counter and check in limbs of 8 bits: exact in spite of noise."""
         limbs = [
             ((value >> (LIMB_BITS * place)) & ((1 << LIMB_BITS) - 1)) / (1 << LIMB_BITS)
             for value, count in zip(tail, self._limbs, strict=True)

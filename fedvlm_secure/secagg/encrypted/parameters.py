@@ -18,8 +18,7 @@ DEGREE = 4096
 COEFFICIENT_BITS = 54
 SLOTS = DEGREE  # BFV has as many integer slots; CKKS half as many complex ones, which are as many reals
 
-# The largest prime below 2^38 that is 1 mod 2·DEGREE. Under a larger one, noise of ten thousand sums can reach the
-# message; 2^41 came out wrong.
+# The largest prime below 2^38 that is 1 mod 2·DEGREE. With a bit more, sums of over 762 clients may not decrypt.
 PLAIN_MODULUS = 274_877_816_833
 HALF_MODULUS = (PLAIN_MODULUS - 1) // 2
 
@@ -27,13 +26,13 @@ NOISE_DEVIATION = 3.24  # of a fresh ciphertext's error, a coefficient: √(21/2
 CKKS_LARGEST_COHORT = 1000  # every client has a slot of its own in every ciphertext
 CKKS_LARGEST_WEIGHT = 1 << 16  # noise is relative to the largest weight; beyond, light clients would drown in it
 
-# Whether a client accepts a sum tells a lying server at most one bit about the key. All members together answer so many
-# times under one key: 2,048 bits know at most 1,293 of its 4,096 ternary coefficients, and the standard asks for 2,048
-# unknown ones at 54 bits (E-5.6).
+# Whether a client accepts a sum tells a lying server about a bit of the key (SPEC, section 9, says what more it may be
+# under ckks). All members together answer so many times under one key: 2,048 bits know at most 1,293 of its 4,096
+# ternary coefficients, and the standard asks for 2,048 unknown ones at 54 bits (E-5.6).
 READINGS = 2048
 LARGEST_ROSTER = READINGS // 2
 LARGEST_EPOCH = (1 << 32) - 1
-LIMB_BITS = 16
+LIMB_BITS = 8  # of a counter under ckks: a step of a limb lies far above what a tag tolerates, in any cohort
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Reading a sum: decrypt it, check it against its list, count the reading (E-5).
 
 Whether a client accepts what a lying server sends it as a sum depends on the noise in it, and so on the key: every
-answer is worth a bit to that server. Readings are therefore counted and limited, whatever their outcome, and which
-ciphertext failed stays with the client.
+answer is worth about a bit to that server. Readings are therefore counted and limited, whatever their outcome, and
+which ciphertext failed stays with the client.
 """
 
 from collections.abc import Iterator

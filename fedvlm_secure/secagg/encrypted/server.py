@@ -30,6 +30,7 @@ class DealtKey:
     dealer: ClientId
     envelope: bytes
     digest: Digest
+    roster: Digest
     parcels: tuple[bytes, ...]
 
 
@@ -97,6 +98,8 @@ class EncryptedServer(ServerSessionBase):
         if len(self._members) > LARGEST_ROSTER:
             raise MisuseError(f"the roster has {len(self._members)} members; one key is for up to {LARGEST_ROSTER}")
         self._carried = unpack(Carried, carried, STATE_LIMITS) if carried else Carried(1)
+        if self._carried.key is not None and self._carried.key.roster != plan.roster:
+            self._carried = Carried(self._carried.epoch + 1)  # dealt to other members
         self._running_sum: list[Any] = []  # ciphertexts, in the phase that adds them
         self._sum: tuple[bytes, ...] = ()  # their bytes, from then on
         self._adopted: dict[ClientId, m.Adopted] = {}
@@ -179,7 +182,7 @@ class EncryptedServer(ServerSessionBase):
             raise expected.fault("E-3.2", "the boxes are not those of the signed dealing", NETWORK)
         if {len(parcel) for parcel in parcels} != {m.PARCEL_BYTES}:
             raise expected.fault("E-3.2", "a box of another length")
-        key = DealtKey(client, envelope, dealing_digest(client, dealing), parcels)
+        key = DealtKey(client, envelope, dealing_digest(client, dealing), dealing.roster, parcels)
         self._carried = replace(self._carried, key=key)
 
     def _take_upload(self, expected: Expected, client: ClientId, frames: list[memoryview]) -> None:
