@@ -102,8 +102,8 @@ def chosen(server: LyingServer) -> Chunks:
     if server.federation.protocol == BFV:
         values = np.concatenate([coordinates, [clients, clients, 0, 0]]).astype(np.int64)
     else:
-        limbs = np.array([clients, 0, clients, 0, 0])  # a weight up to 4,096 has two of 8 bits
-        values = np.concatenate([coordinates / edge, limbs / (1 << LIMB_BITS)])
+        higher = [0] * (-(-layout.weight_max.bit_length() // LIMB_BITS) - 1)
+        values = np.concatenate([coordinates / edge, np.array([clients, *higher, clients, 0, 0]) / (1 << LIMB_BITS)])
     chunks = []
     for start in range(0, len(values), size):
         slots = np.zeros(SLOTS, values.dtype)
