@@ -31,6 +31,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/versus_flwr.py --quick --flwr-repeats 3
+	$(BIN)/python benchmarks/versus_nvflare.py --quick
 	$(BIN)/python benchmarks/cohorts.py --clients 100 300 1000
 
 # The reference implementations and the package against the test vectors; the first line needs `cryptography` only, the

@@ -23,6 +23,8 @@ RANGE_DEVIATIONS = 8.5
 
 ROUNDINGS = ("stochastic", "nearest")
 
+_PART = 1 << 16
+
 _CHECKS = (1, 0, 0)  # what every client adds to the check coordinates
 
 Total = NDArray[np.int64] | NDArray[np.float64]  # integers, or floats whose counters and checks are whole numbers
@@ -99,7 +101,7 @@ class Codec:
         scaled, saturated, clipped = self._quantisable(values)
         scaled *= counters[0]
         integers = np.empty(self.layout.size, np.int64)
-        integers[: len(scaled)] = self._round(scaled)
+        self._round(scaled, integers[: len(scaled)])
         integers[len(scaled) :] = [*counters, *_CHECKS]
         return Encoded(integers, saturated, clipped)
 
@@ -130,9 +132,10 @@ class Codec:
         clipped = norm > self.clip_norm
         if clipped:
             values = values * (self.clip_norm / norm)
-        scaled = rotate(values, self.seed) / self.step
+        scaled = rotate(values, self.seed)
+        scaled /= self.step
         edge = float(self.layout.levels)
-        saturated = int(np.count_nonzero(np.abs(scaled) > edge))
+        saturated = int(np.count_nonzero(scaled > edge) + np.count_nonzero(scaled < -edge))
         np.clip(scaled, -edge, edge, out=scaled)
         return scaled, saturated, clipped
 
@@ -183,8 +186,10 @@ class Codec:
                 raise MisuseError(f"{counter.name} is {value!r}; it must be an integer from {least} to {counter.bound}")
         return values.astype(np.float64), [int(update.counters[name]) for name in expected]
 
-    def _round(self, scaled: Floats) -> NDArray[np.int64]:
-        if self.rounding == "nearest":
-            return np.rint(scaled).astype(np.int64)
-        draws = np.frombuffer(entropy.random_bytes(4 * len(scaled)), np.dtype("<u4"))
-        return np.floor(scaled + draws * 2.0**-32).astype(np.int64)
+    def _round(self, scaled: Floats, integers: NDArray[np.int64]) -> None:
+        """Round ``scaled`` into ``integers``, a part at a time: temporaries of the whole length would triple it."""
+        stochastic = self.rounding == "stochastic"
+        draws = np.frombuffer(entropy.random_bytes(4 * len(scaled) if stochastic else 0), np.dtype("<u4"))
+        for start in range(0, len(scaled), _PART):
+            part = slice(start, start + _PART)
+            integers[part] = np.floor(scaled[part] + draws[part] * 2.0**-32) if stochastic else np.rint(scaled[part])

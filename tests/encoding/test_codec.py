@@ -120,7 +120,9 @@ def test_rounding_up_at_the_edge_stays_within_the_headroom():
     it = codec(1, 24, (1 << 32) - 1, clip=1.0)
     for sign in (1.0, -1.0):
         scaled = np.full(1000, sign * it.layout.levels * it.layout.weight_max)
-        assert np.abs(it._round(scaled)).max() <= it.layout.levels * it.layout.weight_max + 1
+        integers = np.empty(1000, np.int64)
+        it._round(scaled, integers)
+        assert np.abs(integers).max() <= it.layout.levels * it.layout.weight_max + 1
 
 
 @pytest.mark.parametrize(
