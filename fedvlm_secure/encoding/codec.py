@@ -188,8 +188,11 @@ class Codec:
 
     def _round(self, scaled: Floats, integers: NDArray[np.int64]) -> None:
         """Round ``scaled`` into ``integers``, a part at a time: temporaries of the whole length would triple it."""
-        stochastic = self.rounding == "stochastic"
-        draws = np.frombuffer(entropy.random_bytes(4 * len(scaled) if stochastic else 0), np.dtype("<u4"))
+        if self.rounding == "stochastic":
+            draws = np.frombuffer(entropy.random_bytes(4 * len(scaled)), np.dtype("<u4"))
         for start in range(0, len(scaled), _PART):
             part = slice(start, start + _PART)
-            integers[part] = np.floor(scaled[part] + draws[part] * 2.0**-32) if stochastic else np.rint(scaled[part])
+            if self.rounding == "stochastic":
+                integers[part] = np.floor(scaled[part] + draws[part] * 2.0**-32)
+            else:
+                integers[part] = np.rint(scaled[part])
