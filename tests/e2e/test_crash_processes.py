@@ -46,7 +46,7 @@ class Supervisor:
                 self.processes[victim].kill()
                 self.processes[victim].wait()
             for party, process in self.processes.items():
-                if process.poll() is not None:
+                if process.poll() is not None and not (party == SERVER and process.returncode == 0):
                     assert process.returncode == -signal.SIGKILL, (self.folder / f"{party}.log").read_text()
                     self.deaths[party] += 1
                     self.start(party)
