@@ -73,6 +73,8 @@ def run(
     folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
     _check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
+    if settings.privacy.mode != "none":
+        raise MisuseError(f"privacy.mode = {settings.privacy.mode!r} is not built yet")
     torch.set_num_threads(settings.threads)
     with folder.locked():
         federation = _assemble(folder, settings, observer or Observer())
@@ -238,9 +240,9 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
     """Load the model, give every hospital its rows and its folder, and enrol everybody."""
     observer.loading(f"model {settings.model}")
     loaded = models.load(settings.model, settings.device, settings.dtype)
-    adapter = attach(
-        loaded.model, AdapterSettings(targets=loaded.lora_targets, seed=settings.seed, **settings.adapter.model_dump())
-    )
+    chosen = settings.adapter.model_dump()
+    targets = models.lora_targets(loaded.model, chosen.pop("layers"), chosen.pop("modules"))
+    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **chosen))
     observer.loading(f"data {settings.data}")
     sites = _sites(settings)
     layout = adapter.layout(1)

@@ -26,12 +26,17 @@ class _Table(BaseModel):
 
 
 class AdapterTable(_Table):
-    """``[adapter]``: the LoRA adapter and what of it is shared."""
+    """``[adapter]``: the LoRA adapter and what of it is shared.
+
+    ``layers`` puts it on the last so many layers of the text tower only, ``modules`` on these projections only.
+    """
 
     strategy: Literal["plora", "lora", "local"] = "plora"
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layers: Count | None = None
+    modules: tuple[str, ...] = ()
 
 
 class TrainingTable(_Table):
@@ -85,6 +90,28 @@ class PolicyTable(_Table):
     published: tuple[Literal["weight", "correct", "asked", "loss-milli"], ...] = ()
 
 
+class PrivacyTable(_Table):
+    """``[privacy]``: differential privacy, of a unit's rows in every hospital or of a whole hospital.
+
+    ``record``: DP-SGD at every hospital; a ``unit`` (all rows of one picture; one row; or all rows with the same value
+    in a column) is drawn with probability ``sample-rate`` in every step. ``client``: every hospital adds its share of
+    noise inside the secure sum. Noise is chosen for ``target-epsilon`` over the whole run, or is ``noise-multiplier``.
+    ``ledger`` is the folder of the hospitals' ledgers, the run directory if left out; a hospital takes part in nothing
+    that would bring the total of all its releases above ``epsilon-limit``.
+    """
+
+    mode: Literal["none", "record", "client"] = "none"
+    target_epsilon: Positive = 8.0
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    noise_multiplier: Positive | None = None
+    max_grad_norm: Positive = 1.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    unit: Annotated[str, Field(min_length=1)] = "image"
+    accountant: Literal["prv", "rdp", "pld"] = "prv"
+    epsilon_limit: Positive | None = None
+    ledger: str | None = None
+
+
 class SimulationTable(_Table):
     """``[simulation]``: things that happen by themselves in the field."""
 
@@ -110,6 +137,7 @@ class Settings(_Table):
     training: TrainingTable = TrainingTable()
     aggregation: AggregationTable = AggregationTable()
     policy: PolicyTable = PolicyTable()
+    privacy: PrivacyTable = PrivacyTable()
     simulation: SimulationTable = SimulationTable()
 
     @classmethod

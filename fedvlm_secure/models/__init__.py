@@ -9,9 +9,10 @@ from typing import Any
 _HOME = {
     "LoadedModel": "fedvlm_secure.models.loading",
     "load": "fedvlm_secure.models.loading",
+    "lora_targets": "fedvlm_secure.models.loading",
     "answer": "fedvlm_secure.models.answering",
 }
-__all__ = ["LoadedModel", "answer", "load"]
+__all__ = ["LoadedModel", "answer", "load", "lora_targets"]
 
 
 def __getattr__(name: str) -> Any:

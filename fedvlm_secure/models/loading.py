@@ -7,7 +7,7 @@ protocol, so one client cannot be shown another model than the rest.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,19 +74,33 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
     return LoadedModel(loaded.to(target), processor, model, digest, lora_targets(loaded))
 
 
-def lora_targets(model: torch.nn.Module) -> str:
-    """Return a regular expression for q, k, v, o, gate, up and down of the text tower, checked against the model.
+def lora_targets(model: torch.nn.Module, layers: int | None = None, modules: Sequence[str] = ()) -> str:
+    """Return a regular expression for projections of the text tower, checked against the model.
+
+    Args:
+        layers: only those of the last so many layers; None is all.
+        modules: which of q, k, v, o, gate, up and down, by name (``"q_proj"``); empty is all.
 
     Raises:
-        MisuseError: it would match nothing.
+        MisuseError: it would match nothing, or a module or so many layers are not there.
     """
-    tower, projection = "|".join(_TEXT_TOWERS), "|".join(_PROJECTIONS)
-    pattern = rf"(?:.*\.)?(?:{tower})\.(?:.*\.)?(?:{projection})"
-    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+    tower, projections = "|".join(_TEXT_TOWERS), "|".join(modules or _PROJECTIONS)
+    start = rf"(?:.*\.)?(?:{tower})\.(?:.*\.)?"
+    pattern = rf"{start}(?:{projections})"
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    if not matched and not modules:
         raise MisuseError(
             "this model's text tower has no projection that LoRA knows: name a SmolVLM or LLaVA-like model"
         )
-    return pattern
+    if missing := [module for module in modules if not any(name.endswith(f".{module}") for name in matched)]:
+        raise MisuseError(f"adapter.modules: this model's text tower has no {missing[0]!r}; {', '.join(_PROJECTIONS)}")
+    if layers is None:
+        return pattern
+    numbers = sorted({int(found[1]) for name in matched if (found := re.search(r"\.layers\.(\d+)\.", name))})
+    if layers > len(numbers):
+        raise MisuseError(f"adapter.layers is {layers}; this model's text tower has {len(numbers)} layers")
+    chosen = "|".join(str(number) for number in numbers[-layers:])
+    return rf"{start}layers\.(?:{chosen})\.(?:.*\.)?(?:{projections})"
 
 
 def model_digest(model: torch.nn.Module, processor: Any) -> bytes:
