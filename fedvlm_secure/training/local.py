@@ -110,7 +110,7 @@ def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, r
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.proximal:
-            _pull(shared, anchors, settings.proximal)
+            pull(shared, anchors, settings.proximal)
         # Also where nothing is to be clipped: one infinite gradient would make every weight NaN.
         norm = torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm or float("inf"))
         if not torch.isfinite(norm):
@@ -159,7 +159,7 @@ def learning(adapter: Adapter) -> Iterator[None]:
         yield
 
 
-def _pull(shared: Sequence[torch.nn.Parameter], anchors: Sequence[torch.Tensor], strength: float) -> None:
+def pull(shared: Sequence[torch.nn.Parameter], anchors: Sequence[torch.Tensor], strength: float) -> None:
     """Add the gradient of strength/2 · ‖shared − anchors‖²."""
     for parameter, anchor in zip(shared, anchors, strict=True):
         if parameter.grad is not None:

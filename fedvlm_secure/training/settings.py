@@ -15,11 +15,13 @@ class TrainSettings:
 
     Attributes:
         steps: optimizer steps, at least 1.
-        batch_size: rows a step; a split with fewer rows is one batch.
+        batch_size: rows a step; a split with fewer rows is one batch. Under differential privacy steps draw their rows
+            anew each time, as :class:`PrivateSettings` says, and this is how many of them are in memory at once.
         learning_rate: of AdamW, for ``lora_A``.
         b_learning_rate_factor: ``lora_B`` learns this many times faster (LoRA+, arXiv 2402.12354).
         weight_decay: AdamW's decoupled decay, as a share of the learning rate.
-        max_grad_norm: each step's gradient is scaled down to this L2 norm; None leaves it alone.
+        max_grad_norm: each step's gradient is scaled down to this L2 norm; None leaves it alone. Not used under
+            differential privacy.
         proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖shared − its value at the start‖² to the loss.
         schedule: of the learning rate over this call's steps: constant, or from full towards 0.
 
@@ -58,3 +60,42 @@ class TrainSettings:
         """The learning rate of step ``step`` (from 0) as a share of the full one, in (0, 1]."""
         left = 1 - step / self.steps
         return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateSettings:
+    """What DP-SGD (arXiv 1607.00133) adds to :class:`TrainSettings`.
+
+    Attributes:
+        noise_multiplier: σ; the sum of clipped gradients gets normal noise of deviation σ · ``max_grad_norm``.
+        max_grad_norm: C; the gradient of each privacy unit, over all trainable tensors together, is scaled down to
+            this L2 norm.
+        sample_rate: q in (0, 1]; each unit takes part in each step with this probability, independently of all else.
+
+    Raises:
+        MisuseError: a value is out of range.
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+
+    def __post_init__(self) -> None:
+        positive = {"noise_multiplier": self.noise_multiplier, "max_grad_norm": self.max_grad_norm}
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0):
+                raise MisuseError(f"privacy {name} must be a positive number, not {value}")
+        if not 0 < self.sample_rate <= 1:
+            raise MisuseError(f"privacy sample_rate must be above 0 and at most 1, not {self.sample_rate}")
+
+    def noise_to_signal(self, trainable: int, units: int) -> float:
+        """L2 norm of a step's noise over the largest norm that its gradient can have.
+
+        σ·C·√d of noise stands against q · ``units`` gradients of norm C: what is above 1 or so drowns the gradient in
+        every step, and only many steps average it out.
+
+        Args:
+            trainable: d, how many numbers are trained.
+            units: privacy units of one hospital.
+        """
+        return self.noise_multiplier * math.sqrt(trainable) / (self.sample_rate * units)
