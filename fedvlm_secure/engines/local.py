@@ -35,7 +35,8 @@ from fedvlm_secure.secagg.roster import NEVER, Roster, member, read_roster, sign
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import ClientId, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
-from fedvlm_secure.training import Split, precompute_image_features
+from fedvlm_secure.training import Split
+from fedvlm_secure.training.features import precompute
 
 _PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
 
@@ -289,7 +290,7 @@ def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
 
 def _rows(splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter, description: str) -> Rows:
     encoded: dict[str, Split] = {
-        split: precompute_image_features(adapter.peft_model, data.encode(rows, loaded.processor))
+        split: precompute(adapter.peft_model, data.encode(rows, loaded.processor))
         for split, rows in splits.items()
     }
     return Rows(

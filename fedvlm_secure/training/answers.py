@@ -14,8 +14,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.training.context import HIDDEN, IGNORED, continue_from
 
-IGNORED = -100
 FEATURES = "image_features"
 
 
@@ -29,7 +29,8 @@ class Split(Protocol):
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """What the model's forward takes for these rows, and ``labels`` [B, T]: −100 except on answer tokens.
 
-        In place of pictures there may be ``image_features`` [B, image tokens, hidden].
+        In place of pictures there may be ``image_features`` [B, image tokens, hidden], and in place of everything
+        what :class:`~fedvlm_secure.training.context.ContextSplit` gives.
         """
         ...
 
@@ -47,6 +48,8 @@ def answer_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tup
     base = bare(model)
     device = next(base.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    if HIDDEN in batch:
+        return continue_from(base, batch)
     labels = batch.pop("labels")[:, 1:]
     answered = labels != IGNORED
     lengths = answered.sum(dim=1)
@@ -54,14 +57,20 @@ def answer_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tup
         raise MisuseError("a row of the batch has no answer token")
     # A stable sort brings each row's answer positions to the front, in order.
     positions = answered.logical_not().to(torch.int8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
-    inputs: dict[str, Any] = dict(batch)
-    if FEATURES in inputs:
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=inputs.pop(FEATURES))}
+    inputs = model_inputs(batch)
     if accepts(base, "logits_to_keep"):
         logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
     else:
         logits = torch.take_along_dim(model(**inputs, use_cache=False).logits, positions[..., None], dim=1)
     return logits, labels.gather(1, positions)
+
+
+def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What the model's forward takes for a batch without its labels."""
+    inputs: dict[str, Any] = dict(batch)
+    if FEATURES in inputs:
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=inputs.pop(FEATURES))}
+    return inputs
 
 
 def sample_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
