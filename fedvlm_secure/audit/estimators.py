@@ -140,9 +140,7 @@ def _exceeds_gaussian(guesses: Guesses, separation: float, significance: float) 
     return right + wrong > made / guesses.canaries
 
 
-def many_runs_bound(
-    found: int, present: int, mistaken: int, absent: int, delta: float, confidence: float
-) -> float:
+def many_runs_bound(found: int, present: int, mistaken: int, absent: int, delta: float, confidence: float) -> float:
     """ε below which (ε, δ)-differential privacy is refuted by independent runs with one canary each.
 
     Clopper-Pearson bounds of the true and the false positive rate, half of the allowance each; then
@@ -161,9 +159,7 @@ def many_runs_bound(
     if not (0 <= found <= present and 0 <= mistaken <= absent):
         raise MisuseError(f"{found} found of {present}, {mistaken} mistaken of {absent}")
     least_found = float(betaincinv(found, present - found + 1, significance)) if found else 0.0
-    most_mistaken = (
-        float(betaincinv(mistaken + 1, absent - mistaken, 1 - significance)) if mistaken < absent else 1.0
-    )
+    most_mistaken = float(betaincinv(mistaken + 1, absent - mistaken, 1 - significance)) if mistaken < absent else 1.0
     ratios = [
         (likely - delta) / rare
         for likely, rare in ((least_found, most_mistaken), (1 - most_mistaken, 1 - least_found))
