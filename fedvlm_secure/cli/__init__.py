@@ -12,7 +12,7 @@ import click
 import typer
 
 import fedvlm_secure
-from fedvlm_secure.cli import demo, predict, roster, run
+from fedvlm_secure.cli import budget, demo, predict, roster, run
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, VerificationError, one_line
 
 USAGE, REFUSED_BY_POLICY, ABORTED, VERIFICATION_FAILED, INTERRUPTED = 2, 3, 4, 6, 130
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(run.run)
 app.command()(predict.predict)
+app.command()(budget.budget)
 app.add_typer(roster.app)
 
 
