@@ -29,7 +29,7 @@ from fedvlm_secure.training.errors import TrainingError
 from fedvlm_secure.training.local import StepInfo, TrainStats, check_moved, learning, pull
 from fedvlm_secure.training.rows import owners
 from fedvlm_secure.training.settings import PrivateSettings, TrainSettings
-from fedvlm_secure.training.soundness import refuse_unsound
+from fedvlm_secure.training.soundness import refuse_coupled, refuse_unsound
 
 Rows = NDArray[np.int64]
 
@@ -90,14 +90,15 @@ def train_private(
         on_step: called after each step; what it raises ends the training. The loss is NaN for an empty batch.
 
     Raises:
-        MisuseError: the model is one whose gradients cannot be told apart by sample (it names the layer and the fix),
-            there are no rows, or ``units`` does not fit them.
+        MisuseError: the model is one whose gradients cannot be told apart by sample (it names the layer and the fix) or
+            in which rows of a batch influence each other, there are no rows, or ``units`` does not fit them.
         TrainingError: a trainable tensor has no gradient per sample, or the weights are no longer finite. After this or
             any other exception, Ctrl-C included, the adapter is as it was.
     """
     started = time.perf_counter()
     refuse_unsound(adapter)
     groups = grouped(units, len(split))
+    refuse_coupled(adapter, split)
     before = adapter.state()
     sums: list[ClippedSum] = []
     try:
@@ -210,7 +211,7 @@ def clipped_sum(
 def _unit_gradients(
     adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each unit's gradient, float32 [units, d], and its loss, nats [units]: means over its rows."""
+    """Each unit's gradient, [units, d], and its loss, nats [units]: means over its rows."""
     sizes = torch.tensor([len(rows) for rows in units])
     batch = split.batch(np.concatenate(units).tolist())
     losses = sample_losses(*answer_logits(adapter.peft_model, batch))
@@ -233,7 +234,7 @@ def _unit_gradients(
 def _per_row(
     adapter: Adapter, name: str, parameter: torch.nn.Parameter, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """The gradient of one tensor for each row of the batch, float32 [B, n].
+    """The gradient of one tensor for each row of the batch, [B, n].
 
     Raises:
         TrainingError: there is none, or it is not one for each row.
@@ -304,9 +305,9 @@ def _covered(adapter: Adapter, optimizer: torch.optim.Optimizer) -> list[torch.n
 
 def _assign(learned: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
     """Make ``gradient``, float64 [d], the gradient of the tensors one after the other."""
-    parts = gradient.float().split([parameter.numel() for parameter in learned])
+    parts = gradient.split([parameter.numel() for parameter in learned])
     for parameter, part in zip(learned, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def _check_finite(adapter: Adapter) -> None:

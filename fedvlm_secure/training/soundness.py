@@ -12,9 +12,12 @@ from peft.tuners.lora import LoraLayer
 
 from fedvlm_secure.adapters import Adapter
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.training.answers import bare
+from fedvlm_secure.training.answers import IGNORED, Split, answer_logits, bare, sample_losses
+from fedvlm_secure.training.evaluation import evaluating
 from fedvlm_secure.training.rows import VISION_ROWS, is_text
 
+_LOOKED_AT = 64
+_ROUNDING = 1e-2  # half-precision base models round differently in batches of different shape
 _FACTORS = (".lora_A.", ".lora_B.")
 
 
@@ -52,6 +55,30 @@ def refuse_unsound(adapter: Adapter) -> None:
     found = check_model(adapter.peft_model)
     if found:
         raise MisuseError(f"differential privacy would not hold: {found[0]}")
+
+
+def refuse_coupled(adapter: Adapter, split: Split) -> None:
+    """Look whether a row's loss depends on which rows it shares a batch with: then nothing bounds what one row does.
+
+    Known case: without ``token_type_ids`` PaliGemma attends in both directions where a batch has no padding, and
+    causally where it has some (transformers 5.23, attention "sdpa"), so one longer row changes the gradient of all.
+
+    Raises:
+        MisuseError: the losses of the shortest and the longest of the first rows differ alone and together.
+    """
+    first = split.batch(range(min(len(split), _LOOKED_AT)))
+    lengths = (first["labels"] != IGNORED).int().cumsum(dim=1).argmax(dim=1)
+    pair = sorted({int(lengths.argmin()), int(lengths.argmax())})
+    with evaluating(adapter.peft_model), torch.no_grad():
+        together = sample_losses(*answer_logits(adapter.peft_model, split.batch(pair)))
+        alone = torch.cat([sample_losses(*answer_logits(adapter.peft_model, split.batch([row]))) for row in pair])
+    # A loss that is not finite says nothing here; such a row is left out of every sum.
+    off = (together - alone).abs() > _ROUNDING * (1 + alone.abs())
+    if off.any():
+        raise MisuseError(
+            "differential privacy would not hold: a row's loss depends on the other rows of its batch; where the "
+            "processor gives token_type_ids, pass them to the model, else load it with attn_implementation=eager"
+        )
 
 
 def _variants(base: torch.nn.Module) -> Iterator[Finding]:
@@ -101,7 +128,7 @@ def _tied(base: torch.nn.Module) -> Iterator[Finding]:
 
 def _precision(base: torch.nn.Module) -> Iterator[Finding]:
     for name, parameter in base.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype).removeprefix("torch.")
             yield Finding(
                 name, f"is trained in {kind}, too coarse to clip and add noise in", "keep adapters in float32"
