@@ -10,6 +10,10 @@ class MisuseError(Exception):
     """The caller's mistake: a setting, an argument or a call out of order. The text says what to change."""
 
 
+class PrivacyBudgetExhaustedError(MisuseError):
+    """A release would exceed the privacy limit that a hospital has set for its data. Nothing was trained for it."""
+
+
 class ProtocolError(Exception):
     """A peer broke a rule of the protocol, or its message did not survive the way.
 

@@ -13,9 +13,16 @@ import typer
 
 import fedvlm_secure
 from fedvlm_secure.cli import budget, demo, predict, roster, run
-from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, VerificationError, one_line
+from fedvlm_secure.errors import (
+    MisuseError,
+    PolicyRefusalError,
+    PrivacyBudgetExhaustedError,
+    ProtocolError,
+    VerificationError,
+    one_line,
+)
 
-USAGE, REFUSED_BY_POLICY, ABORTED, VERIFICATION_FAILED, INTERRUPTED = 2, 3, 4, 6, 130
+USAGE, REFUSED_BY_POLICY, ABORTED, BUDGET_EXHAUSTED, VERIFICATION_FAILED, INTERRUPTED = 2, 3, 4, 5, 6, 130
 
 app = typer.Typer(
     name="fedvlm-secure",
@@ -57,6 +64,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except PrivacyBudgetExhaustedError as error:
+        _fail(error, BUDGET_EXHAUSTED)
     except (MisuseError, OSError) as error:  # a file that cannot be written, a full disk
         _fail(error, USAGE)
     except PolicyRefusalError as error:
