@@ -1,5 +1,6 @@
 """A study's results: ``budget.csv``, ``budget.svg`` and the page ``budget.html``, all from the study's folder alone."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,8 @@ def write(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown: list[Callable[..., str]] = [
-        formats.percent, formats.count, formats.decimal, estimate, estimate_points, target
-    ]  # fmt: skip
+    shown: list[Callable[..., str]] = [formats.percent, formats.count, formats.decimal]
+    shown += [estimate, estimate_points, upper, target]
     environment.filters.update({show.__name__: show for show in shown})
     page = environment.get_template("budget.html.j2").render(**_context(study), figure=drawing)
     rundir.write(folder / "budget.html", page.encode())
@@ -59,7 +59,7 @@ def estimate(value: Estimate | None) -> str:
     if value is None:
         return formats.UNKNOWN
     half = "" if value.half is None else f" ± {100 * value.half:.1f}"
-    return f"{100 * value.mean:.1f}{half}\u202f%"
+    return f"{100 * value.mean:.1f}".replace("-", "\u2212") + f"{half}\u202f%"
 
 
 def estimate_points(value: Estimate | None) -> str:
@@ -67,6 +67,11 @@ def estimate_points(value: Estimate | None) -> str:
     if value is None:
         return formats.UNKNOWN
     return formats.points(value.mean) + ("" if value.half is None else f" ± {100 * value.half:.1f}")
+
+
+def upper(value: float | None) -> str:
+    """A bound with three decimals, rounded up: what is shown holds as well."""
+    return formats.UNKNOWN if value is None else f"{math.ceil(1000 * value) / 1000:.3f}"
 
 
 def target(epsilon: Epsilon) -> str:

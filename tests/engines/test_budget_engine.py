@@ -254,8 +254,8 @@ def test_a_damaged_cell_is_named(tmp_path):
 
 def test_ctrl_c_ends_study_and_workers(tmp_path):
     program = (
-        "import sys\nfrom pathlib import Path\nfrom fedvlm_secure.engines import budget\nimport test_budget_engine as t\n"
-        "if __name__ == '__main__':\n    budget.run(t.SMALL, Path(sys.argv[1]), workers=2, runner=t.endless)\n"
+        "import pathlib, sys\nimport test_budget_engine as t\nfrom fedvlm_secure.engines import budget\n"
+        "if __name__ == '__main__':\n    budget.run(t.SMALL, pathlib.Path(sys.argv[1]), workers=2, runner=t.endless)\n"
     )
     script = tmp_path / "program.py"
     script.write_text(program)
