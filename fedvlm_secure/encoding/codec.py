@@ -2,19 +2,23 @@
 
 The weight multiplies in float64 *before* rounding. Rounding first would leave the weight as a common divisor of every
 coordinate, readable in any sum over few clients, and would lose precision by the same factor.
+
+With noise, for differential privacy at the level of clients, rounding is conditional and every client adds its share:
+see :mod:`fedvlm_secure.encoding.noisy`.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm_secure.encoding.layout import VectorLayout
+from fedvlm_secure.encoding.noisy import add_noise, round_stochastically, round_within
 from fedvlm_secure.encoding.rotation import Floats, rotate, unrotate
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.primitives import entropy
 
 # After rotation a coordinate of a vector of norm c is about normal with deviation c/√d; beyond 8.5 of those lies less
 # than 2e-17 of the mass. Where d is just below a power of two and the vector lies in one of the rotation's two windows,
@@ -22,8 +26,6 @@ from fedvlm_secure.primitives import entropy
 RANGE_DEVIATIONS = 8.5
 
 ROUNDINGS = ("stochastic", "nearest")
-
-_PART = 1 << 16
 
 _CHECKS = (1, 0, 0)  # what every client adds to the check coordinates
 
@@ -73,18 +75,23 @@ class Codec:
         clip_norm: largest L2 norm of an update; a longer one is scaled down to it.
         seed: public, 32 bytes; signs of the rotation.
         rounding: ``"stochastic"`` (unbiased, from OS randomness) or ``"nearest"`` (reproducible).
+        noise: variance of the discrete Gaussian that a client adds to every coordinate of its update, in squared steps;
+            0 is none. The decoded mean then has noise of deviation step·√(noise/participants).
     """
 
     layout: VectorLayout
     clip_norm: float
     seed: bytes
     rounding: str = "stochastic"
+    noise: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
             raise MisuseError(f"clip_norm is {self.clip_norm}; it must be a positive finite number")
         if self.rounding not in ROUNDINGS:
             raise MisuseError(f"rounding is {self.rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
+        if self.noise and (self.rounding != "stochastic" or self.layout.weight_max != 1):
+            raise MisuseError("noise takes stochastic rounding and a weight of 1")
 
     @property
     def step(self) -> float:
@@ -92,7 +99,7 @@ class Codec:
         return RANGE_DEVIATIONS * self.clip_norm / math.sqrt(max(self.layout.update, 1)) / self.layout.levels
 
     def encode(self, update: Update) -> Encoded:
-        """The update as signed integers, ready for the ring.
+        """The update as signed integers, ready for the ring; with noise they may exceed it, and are to be reduced.
 
         Raises:
             MisuseError: wrong length, dtype or shape, a NaN or infinity, a counter missing or out of bounds, weight 0.
@@ -102,14 +109,18 @@ class Codec:
         scaled *= counters[0]
         integers = np.empty(self.layout.size, np.int64)
         self._round(scaled, integers[: len(scaled)])
+        if self.noise:
+            add_noise(integers[: len(scaled)], self.noise)
         integers[len(scaled) :] = [*counters, *_CHECKS]
         return Encoded(integers, saturated, clipped)
 
     def weigh(self, update: Update) -> tuple[Floats, list[int]]:
         """What :meth:`encode` would round: the weighted update in steps, float64 [d], and counters and checks.
 
-        For protocols that sum floats; raises as :meth:`encode` does.
+        For protocols that sum floats; raises as :meth:`encode` does, and where there should be noise.
         """
+        if self.noise:
+            raise MisuseError("floats have no modulus, and noise needs one")
         values, counters = self.check(update)
         scaled, _, _ = self._quantisable(values)
         scaled *= counters[0]
@@ -187,12 +198,10 @@ class Codec:
         return values.astype(np.float64), [int(update.counters[name]) for name in expected]
 
     def _round(self, scaled: Floats, integers: NDArray[np.int64]) -> None:
-        """Round ``scaled`` into ``integers``, a part at a time: temporaries of the whole length would triple it."""
-        if self.rounding == "stochastic":
-            draws = np.frombuffer(entropy.random_bytes(4 * len(scaled)), np.dtype("<u4"))
-        for start in range(0, len(scaled), _PART):
-            part = slice(start, start + _PART)
-            if self.rounding == "stochastic":
-                integers[part] = np.floor(scaled[part] + draws[part] * 2.0**-32)
-            else:
-                integers[part] = np.rint(scaled[part])
+        if self.noise:
+            round_within(scaled, self.layout, integers)
+        elif self.rounding == "stochastic":
+            round_stochastically(scaled, integers)
+        else:
+            np.rint(scaled, out=scaled)
+            integers[:] = scaled

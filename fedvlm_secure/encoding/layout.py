@@ -55,16 +55,24 @@ class VectorLayout:
         """M, the largest magnitude of a quantised coordinate before weighting."""
         return 1 << (self.value_bits - 1)
 
-    def ring_bits(self, clients: int) -> int:
-        """The ring in which no sum over ``clients`` wraps: a whole number of bytes, computed and never configured.
+    def largest_sum(self, clients: int, tail: int = 0) -> int:
+        """The largest magnitude of a coordinate in a sum over ``clients``, and their noise of up to ``tail`` together.
 
-        A weighted coordinate is at most weight_max·M in magnitude, plus one for rounding; one bit more is the sign.
+        A weighted coordinate is at most weight_max·M in magnitude, plus one for rounding.
+        """
+        counted = max(counter.bound for counter in self.counters)
+        return max(clients * (self.weight_max * self.levels + 1) + tail, clients * counted)
+
+    def ring_bits(self, clients: int, tail: int = 0) -> int:
+        """The ring in which no such sum wraps: a whole number of bytes, computed and never configured.
+
+        Args:
+            tail: how large the sum of all noise may become, see :func:`~fedvlm_secure.encoding.noisy.noise_tail`.
 
         Raises:
             MisuseError: no ring of 64 bits or fewer is large enough.
         """
-        largest = max(self.weight_max * self.levels + 1, *(counter.bound for counter in self.counters))
-        bits = 8 * -(-((clients * largest).bit_length() + 1) // 8)
+        bits = 8 * -(-(self.largest_sum(clients, tail).bit_length() + 1) // 8)  # one bit more is the sign
         if bits > 64:
             raise MisuseError(
                 f"{clients} clients need a ring of {bits} bits; lower value_bits, weight_max or the bounds"

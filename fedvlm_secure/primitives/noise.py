@@ -156,9 +156,12 @@ class NoiseSource:
         negative = words >> np.uint64(63) == 1  # scale is at most 2^40, so this bit is not among the remainder's
         accepted = self._coins.toss(remainders / scale, lambda index: Fraction(int(remainders[index]), scale))
         remainders, negative = remainders[accepted], negative[accepted]
-        values = remainders + scale * self._quotients(len(remainders))
+        values = self._quotients(len(remainders))
+        values *= scale
+        values += remainders
         kept = ~(negative & (values == 0))  # else zero would come up twice as often
-        return np.where(negative, -values, values)[kept]
+        np.negative(values, out=values, where=negative)
+        return values[kept]
 
     def _quotients(self, size: int) -> Integers:
         """Geometric: how many tosses of probability 1/e succeed before the first that does not."""

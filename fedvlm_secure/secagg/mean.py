@@ -52,6 +52,7 @@ def secure_mean(
     clip_norm: float | None = None,
     value_bits: int = 20,
     weight_max: int = 4096,
+    noise_multiplier: float = 0.0,
     **params: Any,
 ) -> SecureMean:
     """The weighted mean of ``vectors``, aggregated so that the server sees the sum only.
@@ -66,6 +67,10 @@ def secure_mean(
             convenience of simulation, since in the field nobody knows that number.
         value_bits, weight_max: see :class:`~fedvlm_secure.encoding.layout.VectorLayout`; under ``"ckks"``, whose noise
             is relative to ``weight_max``, that is the largest weight given, if it is smaller.
+        noise_multiplier: z: every client adds a share of noise, such that ``min_survivors`` - max(``max_corrupt``, 1)
+            shares have a deviation of z·``clip_norm`` together, in every coordinate of the *sum*
+            (:mod:`fedvlm_secure.encoding.noisy`). All weights are then 1, and ``clip_norm`` has to be given. Under
+            ``"pairwise"`` and ``"bfv"``.
         **params: ``threat_model``, ``max_corrupt``, ``threshold``, ``min_survivors``, ``rounding`` of the plan.
 
     Raises:
@@ -75,6 +80,10 @@ def secure_mean(
     arrays = _arrays(vectors)
     entry = lookup(protocol)
     given = _weights(weights, len(arrays))
+    if noise_multiplier:
+        if weights is not None or clip_norm is None:
+            raise MisuseError("noise needs a clip_norm that does not follow from the vectors, and no weights")
+        weight_max = 1
     if protocol == CKKS:
         weight_max = min(weight_max, max(given, default=1))
     layout = VectorLayout(len(arrays[0]), (Counter("weight", weight_max),), value_bits, weight_max)
@@ -94,6 +103,7 @@ def secure_mean(
         roster=roster.hash,
         model=digest("no-model"),
         protocol=protocol,
+        noise_multiplier=noise_multiplier,
         **params,
     )
     policy = Policy(plan.threat_model, plan.max_corrupt, min(len(names), 3), plan.min_survivors, (protocol,))

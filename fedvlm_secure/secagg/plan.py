@@ -3,11 +3,13 @@
 import math
 import struct
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Annotated
 
 from fedvlm_secure.encoding.codec import ROUNDINGS, Codec
 from fedvlm_secure.encoding.layout import VectorLayout
+from fedvlm_secure.encoding.noisy import check_noisy, noise_shares, noise_tail, noise_variance
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives import SPEC_VERSION
@@ -68,6 +70,8 @@ class Plan:
         threshold: t, how many shares recover a secret.
         min_survivors: fewest clients in a sum; at least t and c + 2.
         clip: the clip norm, a big-endian IEEE 754 double.
+        noise: the noise multiplier z, a big-endian double: ``min_survivors`` - max(c, 1) clients' noise has together
+            the deviation z·clip; 0 is none.
         ring_bits: what the layout needs for this cohort; recomputed by every client.
         roster, model: hashes of the pinned roster and of the model all clients must have loaded.
     """
@@ -84,6 +88,7 @@ class Plan:
     min_survivors: int
     layout: VectorLayout
     clip: Annotated[bytes, 8]
+    noise: Annotated[bytes, 8]
     rounding: str
     ring_bits: int
     roster: Digest
@@ -113,7 +118,35 @@ class Plan:
         and two runs of the same settings then round alike.
         """
         clip_norm: float = struct.unpack(">d", self.clip)[0]
-        return Codec(self.layout, clip_norm, digest("rotation", self.model, self.round), self.rounding)
+        seed = digest("rotation", self.model, self.round)
+        return Codec(self.layout, clip_norm, seed, self.rounding, self.noise_variance)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z; 0 is no noise."""
+        multiplier: float = struct.unpack(">d", self.noise)[0]
+        return multiplier
+
+    @cached_property
+    def noise_variance(self) -> Fraction:
+        """Of one client's share of the noise, in squared steps; raises :class:`MisuseError`."""
+        shares = noise_shares(self.min_survivors, self.max_corrupt)
+        return noise_variance(self.layout, self.noise_multiplier, shares)
+
+    @property
+    def noise_tail(self) -> int:
+        """What headroom allows for all noise of the cohort together, in steps; raises :class:`MisuseError`."""
+        return noise_tail(self.noise_variance, len(self.cohort))
+
+    def check_fits(self) -> None:
+        """The protocol can make these sums, noise included (P-2.5).
+
+        Raises:
+            MisuseError: it cannot; the text says what to change.
+        """
+        if self.noise_multiplier:
+            check_noisy(self.protocol, self.layout, self.rounding)
+        check_fits(self.protocol, self.layout, len(self.cohort), self.noise_tail)
 
     @property
     def complete(self) -> bool:
@@ -162,11 +195,13 @@ def propose(
     threshold: int | None = None,
     min_survivors: int | None = None,
     rounding: str = "stochastic",
+    noise_multiplier: float = 0.0,
 ) -> Plan:
     """A plan with everything that follows from the cohort filled in: thresholds and ring.
 
     Args:
         max_corrupt: None is 1, or 0 under a protocol whose key every client holds.
+        noise_multiplier: z, the deviation of the noise that the sum is sure to have, in clip norms.
 
     Raises:
         MisuseError: the numbers do not make a safe round; the text says which to change.
@@ -182,6 +217,8 @@ def propose(
         raise MisuseError(f"clip_norm is {clip_norm}; it must be a positive finite number")
     if rounding not in ROUNDINGS:
         raise MisuseError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
+    if noise_multiplier:
+        check_noisy(protocol, layout, rounding)
     check_fits(protocol, layout, clients)
     if min_survivors is None:
         min_survivors = default_survivors(protocol, threat_model, clients, max_corrupt, threshold)
@@ -196,6 +233,9 @@ def propose(
             f"{'' if wiring.degree == clients - 1 else f' and no more, for {wiring.degree} neighbours'}, "
             f"min_survivors >= {needed} and as many clients; add clients or lower max_corrupt"
         )
+    variance = noise_variance(layout, noise_multiplier, noise_shares(min_survivors, max_corrupt))
+    tail = noise_tail(variance, clients)
+    check_fits(protocol, layout, clients, tail)
     return Plan(
         protocol=protocol,
         run=run,
@@ -209,8 +249,9 @@ def propose(
         min_survivors=min_survivors,
         layout=layout,
         clip=struct.pack(">d", clip_norm),
+        noise=struct.pack(">d", noise_multiplier),
         rounding=rounding,
-        ring_bits=layout.ring_bits(clients),
+        ring_bits=layout.ring_bits(clients, tail),
         roster=roster,
         model=model,
     )

@@ -8,7 +8,7 @@ from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY, check_fits
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import LARGEST_COHORT, MALICIOUS_SERVER, THREAT_MODELS, Plan, least_survivors, shape
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER, ClientId, Memory
@@ -27,6 +27,8 @@ class Policy:
             client holds (``"ckks"``, ``"bfv"``): server and one such client together read every input.
         published: counters whose sums the server may be told where it cannot read the sum itself; under
             ``"honest-but-curious"`` only.
+        least_noise_multiplier: least noise in a sum, in clip norms; 0 is none. With the floors of ``min_survivors`` and
+            ``max_corrupt``, which say whose noise is counted, it bounds what an answered attempt costs in ε.
     """
 
     threat_model: str = MALICIOUS_SERVER
@@ -36,6 +38,7 @@ class Policy:
     protocols: tuple[str, ...] = ("pairwise",)
     shared_key_despite_collusion: bool = False
     published: tuple[str, ...] = ()
+    least_noise_multiplier: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def _rules(plan: Plan, party: Party, memory: Memory, taking_part: bool) -> Itera
     yield "P-2.2", cohort, "the cohort must be sorted members of the roster, and hold us"
     yield "P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"
     yield "P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"
-    yield "P-2.5", _protocol_fits(plan), f"the sums do not fit {plan.protocol[:40]!r}"
+    yield "P-2.5", _protocol_fits(plan), f"the sums, or their noise, do not fit {plan.protocol[:40]!r}"
     ring = f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort, or the clip norm is unusable"
     yield "P-2.5", _ring_fits(plan), ring
     news = _is_news(plan, memory) or not taking_part
@@ -106,14 +109,15 @@ def _thresholds_are_sound(plan: Plan) -> bool:
 
 def _ring_fits(plan: Plan) -> bool:
     try:
-        return plan.ring_bits == plan.layout.ring_bits(len(plan.cohort)) and 0 < plan.codec.step < math.inf
+        needed = plan.layout.ring_bits(len(plan.cohort), plan.noise_tail)
+        return plan.ring_bits == needed and 0 < plan.codec.step < math.inf
     except MisuseError:
         return False
 
 
 def _protocol_fits(plan: Plan) -> bool:
     try:
-        check_fits(plan.protocol, plan.layout, len(plan.cohort))
+        plan.check_fits()
     except MisuseError:
         return False
     return True
@@ -141,6 +145,10 @@ def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:
         (plan.max_corrupt >= policy.max_corrupt, f"max_corrupt {plan.max_corrupt} is below {policy.max_corrupt}"),
         (len(plan.cohort) >= policy.min_cohort, f"a cohort of {len(plan.cohort)} is below {policy.min_cohort}"),
         (plan.min_survivors >= policy.min_survivors, f"min_survivors {plan.min_survivors} < {policy.min_survivors}"),
+        (
+            plan.noise_multiplier >= policy.least_noise_multiplier,
+            f"a noise multiplier of {plan.noise_multiplier:.6g} is below {policy.least_noise_multiplier:.6g}",
+        ),
     ):
         if not met:
             raise PolicyRefusalError("P-2.6", party=SERVER, phase=phase, detail=detail, round=plan.place)

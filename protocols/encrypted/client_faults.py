@@ -1,6 +1,7 @@
 """Single faults that a client must refuse, in the order of the clauses. `make_vectors.py` writes them."""
 # ruff: noqa: INP001
 
+import struct
 from collections.abc import Iterator
 from functools import partial
 
@@ -80,6 +81,25 @@ def plans(base: Base, floats: Base) -> Iterator[Fault]:
     yield at("P-2.6-max-corrupt", "A plan that counts on a colluding client", **corrupt)
     yield at("P-2.6-max-corrupt-ckks", "The same under ckks", floats, "aa", **corrupt)
     yield at("P-2.7-same-attempt", "The attempt that the client began last", attempt=1)
+
+
+def noisy_plans(base: Base, floats: Base) -> Iterator[Fault]:
+    """P-2 for a plan with noise."""
+
+    def at(name: str, title: str, base=base, receiver="aa", **changed) -> Fault:
+        return Fault(name, title, base, "input", receiver, SERVER, base.plan_request(receiver, **changed))
+
+    def noise(multiplier: float) -> bytes:
+        return struct.pack(">d", multiplier)
+
+    yield at("P-2.5-noise-headroom", "A ring without room for the noise", ring_bits=8)
+    yield at("P-2.5-noise-modulus", "Noise beyond half the plain modulus", noise=noise(1e10), ring_bits=40)
+    yield at("P-2.5-noise-nearest", "Noise without stochastic rounding", rounding="nearest")
+    one = {"weight_max": 1, "counters": [{"name": "weight", "bound": 1}]}
+    counted = one | {"update": floats.plan.layout["update"] + 1}  # one coordinate for the counter that goes
+    yield at("P-2.5-noise-ckks", "Noise without a modulus", floats, noise=noise(1.5), rounding="stochastic",
+             layout=floats.plan.layout | counted, ring_bits=16)  # fmt: skip
+    yield at("P-2.6-noise", "Less noise than the floor", noise=noise(3.9999))
 
 
 def dealings(base: Base, kept: Base) -> Iterator[Fault]:

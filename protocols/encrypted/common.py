@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "pairwise"))
 
 from reference import Plan, Refused, blame, envelope, fits, frames, opened, require, ring_bits, unframe
-from reference import REQUESTS as PAIRWISE_REQUESTS
+from reference import REQUESTS as PAIRWISE_REQUESTS, largest_sum, noise_tail
 from reference_primitives import V, cbor, derive, digest, keypair, merkle_path, merkle_root, path_root, public_of
 from reference_primitives import seal, stream, uncbor, unseal
 

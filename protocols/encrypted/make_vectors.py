@@ -22,10 +22,10 @@ from protocols.encrypted.check_vectors import (
     following,
     load,
 )
-from protocols.encrypted.common import CHECKS, V, cbor, derive, digest, keypair, public_of, ring_bits
+from protocols.encrypted.common import CHECKS, V, cbor, derive, digest, keypair, noise_tail, public_of, ring_bits
 from protocols.encrypted.faults import Base, Fault, fixed, written
 from protocols.encrypted.reference import PHASES, Client, Pin, Pinned, Server
-from protocols.encrypted.reference_schemes import key_check
+from protocols.encrypted.reference_schemes import centred, key_check
 
 # Text order, which the protocol uses, is not the order of CBOR's keys here: "b" and "z.1" come before "site-10" there.
 NAMES = ("aa", "b", "site-10", "site-9", "z.1")
@@ -45,6 +45,7 @@ class Case:
     weight_max: int
     counters: dict[str, int] = field(default_factory=dict)
     most: int = 0  # of a coordinate; the layout's own bound by default
+    noise: float = 0.0
     published: tuple[str, ...] = ()
     silent: dict[str, str] = field(default_factory=dict)  # client: phase in which its reply is lost
     threat_model: str = "malicious-server"
@@ -63,6 +64,9 @@ CASES = {
         "Three coordinates a slot; one falls silent in each phase that allows it", "bfv", FIVE, 14, 4, 10,
         {"answers": 10**9}, published=("answers", "weight"), silent={"site-10": "input", "z.1": "sum"},
         threat_model=CURIOUS,
+    ),
+    "round-bfv-n3-noise": Case(
+        "Noise in the vectors: one coordinate a slot, reduced modulo t", "bfv", THREE, 20, 4, 1, most=10**12, noise=4.0
     ),
     "round-ckks-n3": Case(
         "Three clients, two ciphertexts", "ckks", THREE, 4100, 12, 50, {"answers": 10_000}, most=500
@@ -94,10 +98,11 @@ def main() -> None:
 
 def every_fault() -> Iterator[Fault]:
     """One file for each way to break each rule."""
-    names = ("bfv-n3", "bfv-n3-key-kept", "bfv-n5-packed", "ckks-n3", "ckks-n5")
-    two, kept, packed, floats, five = (Base(FOLDER / f"round-{name}.json") for name in names)
+    names = ("bfv-n3", "bfv-n3-key-kept", "bfv-n3-noise", "bfv-n5-packed", "ckks-n3", "ckks-n5")
+    two, kept, noisy, packed, floats, five = (Base(FOLDER / f"round-{name}.json") for name in names)
     yield from client_faults.envelopes(packed)
     yield from client_faults.plans(packed, five)
+    yield from client_faults.noisy_plans(noisy, floats)
     yield from client_faults.dealings(packed, kept)
     yield from client_faults.sums(packed)
     yield from client_faults.bfv_sums(two, kept, packed)
@@ -124,7 +129,7 @@ def record(name: str, case: Case) -> dict:
     body = plan_of(name, case, digest("roster", cbor(roster)), model)
     server = Server(body, identities["server"], keys, 1, dealt_in(earlier))
     policy = {"threat_model": case.threat_model, "max_corrupt": 0, "cohort": 3, "min_survivors": body["min_survivors"]}
-    policy |= {"shared_key": False, "published": list(case.published)}
+    policy |= {"noise": case.noise, "shared_key": False, "published": list(case.published)}
     begun = {body["run"].hex(): [body["round"], body["attempt"] - 1]}
     held = {}
     if earlier:
@@ -149,6 +154,7 @@ def record(name: str, case: Case) -> dict:
     }
     phases, chunks = play(server, clients, case.silent)
     after, published = server.aggregate()
+    total = [sum(column) for column in zip(*(inputs[party] for party in server.survivors), strict=True)]
     return {
         "spec": V,
         "title": case.title,
@@ -182,7 +188,7 @@ def record(name: str, case: Case) -> dict:
         "values": values(server, secret, inputs),
         "survivors": server.survivors,
         "dropped": sorted(set(case.names) - set(server.survivors)),
-        "sum": [sum(column) for column in zip(*(inputs[party] for party in server.survivors), strict=True)],
+        "sum": centred(total) if case.noise else total,
         "following": after.hex(),
         "published": published,
     }
@@ -242,7 +248,7 @@ def plan_of(name: str, case: Case, roster: bytes, model: bytes) -> dict:
     n, bounds = len(case.names), {"weight": case.weight_max} | case.counters
     counters = [{"name": it, "bound": bound} for it, bound in bounds.items()]
     layout = {"update": case.update, "counters": counters, "value_bits": case.value_bits, "weight_max": case.weight_max}
-    return {
+    body = {
         "protocol": case.protocol,
         "run": digest("vector-run", case.after or name)[:16],
         "round": 4 if case.after else 3,
@@ -255,12 +261,13 @@ def plan_of(name: str, case: Case, roster: bytes, model: bytes) -> dict:
         "min_survivors": 3,
         "layout": layout,
         "clip": struct.pack(">d", 1.0),
-        "rounding": "nearest",
-        "ring_bits": ring_bits(layout, n),
+        "noise": struct.pack(">d", case.noise),
+        "rounding": "stochastic" if case.noise else "nearest",
         "roster": roster,
         "model": model,
         "spec": V,
     }
+    return body | {"ring_bits": ring_bits(layout, n, noise_tail(body))}
 
 
 def vector_of(name: str, case: Case, party: str) -> list:

@@ -99,7 +99,8 @@ class Pinned:
     sealing: dict[str, bytes]  # the members' sealing keys
     roster: bytes
     model: bytes
-    floors: dict  # P-2.6: protocol, threat_model, max_corrupt, cohort, min_survivors, shared_key; and E-6: published
+    # P-2.6: protocol, threat_model, max_corrupt, cohort, min_survivors, noise, shared_key; and E-6: published
+    floors: dict
     begun: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # P-2.7: (round, attempt) by run
     keyed: dict[bytes, "Pin"] = field(default_factory=dict)  # E-3.4, E-5.6: the key in use, by run
     answered: list[list] = field(default_factory=list)  # E-4.4: the updates that were uploaded
@@ -172,7 +173,8 @@ class Client:
         quiet = not floors["published"] or not plan.malicious
         strong = alone and quiet and (plan.malicious or floors["threat_model"] != "malicious-server")
         strong = strong and body["max_corrupt"] >= floors["max_corrupt"] and len(plan.cohort) >= floors["cohort"]
-        require(strong and plan.min_survivors >= floors["min_survivors"], "P-2.6", "server", "below the floors")
+        strong = strong and plan.min_survivors >= floors["min_survivors"] and plan.noise_reaches(floors["noise"])
+        require(strong, "P-2.6", "server", "below the floors")
         place = (body["round"], body["attempt"])
         require(min(place) > 0 and place > self.pinned.begun.get(body["run"], ()), "P-2.7", "server", "no later plan")
         self.plan, self.run, self.pinned.begun[body["run"]] = plan, body["run"], place

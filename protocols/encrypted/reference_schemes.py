@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tenseal.sealapi as seal
 
-from protocols.encrypted.common import CHECKS, Plan, derive, digest, stream
+from protocols.encrypted.common import CHECKS, Plan, derive, digest, largest_sum, noise_tail, stream
 
 N = 4096
 Q = 18014398509309953
@@ -106,16 +106,21 @@ def key_check(key) -> bytes:
 # ---- Section 4: slots ------------------------------------------------------------------------------------------------
 
 
+def centred(integers: list[int]) -> list[int]:
+    """Modulo t, nearest to zero: with noise, nobody sees how often an integer went around."""
+    return [(x + HALF) % T - HALF for x in integers]
+
+
 class Bfv:
     """A plan's vector as sheets of 4,096 integers."""
 
     def __init__(self, plan: Plan):
         self.plan, n, layout = plan, len(plan.cohort), plan.layout
-        most = n * (layout["weight_max"] * 2 ** (layout["value_bits"] - 1) + 1)
-        self.holds = n <= 1024 and max(most, *(n * counter["bound"] for counter in layout["counters"])) <= HALF
+        tail, most = noise_tail(plan.body) or 0, n * (layout["weight_max"] * 2 ** (layout["value_bits"] - 1) + 1)
+        self.noisy, self.holds = tail > 0, n <= 1024 and largest_sum(layout, n, tail) <= HALF
         self.width = most.bit_length() + 1
         self.per_slot = 1
-        while most * sum(2 ** (self.width * i) for i in range(self.per_slot + 1)) <= HALF:
+        while not self.noisy and most * sum(2 ** (self.width * i) for i in range(self.per_slot + 1)) <= HALF:
             self.per_slot += 1
         self.packed = -(-layout["update"] // self.per_slot)
         self.used = self.packed + len(layout["counters"]) + len(CHECKS)
@@ -140,6 +145,7 @@ class Bfv:
 
     def pack(self, vector: list[int]) -> list[int]:
         size, k = self.plan.layout["update"], self.per_slot
+        vector = centred(vector) if self.noisy else vector
         update = vector[:size] + [0] * (self.packed * k - size)
         groups = (update[at : at + k] for at in range(0, len(update), k))
         return [sum(x << (self.width * i) for i, x in enumerate(group)) for group in groups] + vector[size:]

@@ -128,6 +128,10 @@ def plans(base: Base, curious: Base) -> Iterator[Fault]:
     yield at("P-2.5-beyond-64-bits", "A layout for which no ring is large enough", layout=wide, ring_bits=72)
     yield at("P-2.5-clip", "A clip norm that is no number", clip=struct.pack(">d", float("nan")))
     yield at("P-2.5-clip-zero", "A clip norm of zero", clip=bytes(8))
+    yield at("P-2.5-noise", "A noise multiplier that is no number", noise=struct.pack(">d", float("nan")))
+    yield at("P-2.5-noise-negative", "A negative noise multiplier", noise=struct.pack(">d", -1.0))
+    noisy = {"noise": struct.pack(">d", 1.0), "rounding": "stochastic"}
+    yield at("P-2.5-noise-weights", "Noise for clients of different weights", **noisy)
     yield at("P-2.5-rounding", "A rounding that does not exist", rounding="down")
     yield at("P-2.5-update", "A layout with an update, of which the client has none", layout=layout | {"update": 4})
     yield at("P-2.6-protocol", "Another protocol", protocol="plain")

@@ -131,7 +131,7 @@ def record(name: str, case: Case) -> dict:
     roster = roster_of(case.names, identities)
     body = plan_of(name, case, digest("roster", cbor(roster)))
     policy = {"threat_model": case.threat_model, "max_corrupt": case.max_corrupt}
-    policy |= {"cohort": max(2, len(case.names) - 1), "min_survivors": case.min_survivors}
+    policy |= {"cohort": max(2, len(case.names) - 1), "min_survivors": case.min_survivors, "noise": 0.0}
     pinned = Pinned(keys, body["roster"], body["model"], policy)
     draws: dict[str, list[bytes]] = {party: [] for party in case.names}
     clients = {
@@ -229,6 +229,7 @@ def plan_of(name: str, case: Case, roster: bytes) -> dict:
         "min_survivors": case.min_survivors,
         "layout": layout,
         "clip": struct.pack(">d", 1.0),
+        "noise": bytes(8),
         "rounding": "nearest",
         "ring_bits": ring_bits(layout, n),
         "roster": roster,

@@ -13,7 +13,7 @@ import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import comb, inf, sqrt
+from math import ceil, comb, inf, isqrt, sqrt
 
 from reference_primitives import V, cbor, derive, digest, keypair, merkle_root, path_root  # isort: skip
 from reference_primitives import seal, shares, sign, signed, stream, uncbor, unseal  # isort: skip
@@ -52,7 +52,7 @@ ENVELOPE = {"phase": str, "plan": 32, "sender": str, "recipient": str, "body": b
 LAYOUT = {"update": int, "counters": [{"name": str, "bound": int}], "value_bits": int, "weight_max": int}
 NUMBERS = ("round", "attempt", "max_corrupt", "degree", "threshold", "min_survivors", "ring_bits")
 TEXTS = ("protocol", "threat_model", "rounding", "spec")
-PLAN = {"run": 16, "cohort": [str], "layout": LAYOUT, "clip": 8, "roster": 32, "model": 32}
+PLAN = {"run": 16, "cohort": [str], "layout": LAYOUT, "clip": 8, "noise": 8, "roster": 32, "model": 32}
 REQUESTS = {
     "keys": PLAN | dict.fromkeys(NUMBERS, int) | dict.fromkeys(TEXTS, str),
     "shares": {"keys": {str: bytes}, "others": {str: 32}},
@@ -124,9 +124,28 @@ def opened(part, phase, plan, sender, recipient, key, shape, carrier="network") 
 # ---- Sections 2, 3 and 5: what follows from a plan -------------------------------------------------------------------
 
 
-def ring_bits(layout: dict, n: int) -> int:
-    m = max([layout["weight_max"] * 2 ** (layout["value_bits"] - 1) + 1, *(it["bound"] for it in layout["counters"])])
-    return 8 * -(-((n * m).bit_length() + 1) // 8)
+def largest_sum(layout: dict, n: int, tail: int) -> int:
+    update = n * (layout["weight_max"] * 2 ** (layout["value_bits"] - 1) + 1) + tail
+    return max([update, *(n * it["bound"] for it in layout["counters"])])
+
+
+def ring_bits(layout: dict, n: int, tail: int = 0) -> int:
+    return 8 * -(-(largest_sum(layout, n, tail).bit_length() + 1) // 8)
+
+
+def noise_tail(body: dict) -> int | None:
+    """Section 5: beyond what a sum of everybody's noise does not go; None for noise that P-2.5 forbids."""
+    (z,), layout, n = struct.unpack(">d", body["noise"]), body["layout"], len(body["cohort"])
+    if z == 0:
+        return 0
+    fit = 0 < z < inf and body["protocol"] in ("pairwise", "bfv") and body["rounding"] == "stochastic"
+    if not fit or layout["weight_max"] != 1 or len(layout["counters"]) != 1:
+        return None
+    if layout["update"] == 0:
+        return 0
+    clip = Fraction(4 * layout["update"] * 4 ** (layout["value_bits"] - 1), 289)  # squared, in steps
+    variance = Fraction(z) ** 2 * clip / (body["min_survivors"] - max(body["max_corrupt"], 1))
+    return isqrt(ceil(100 * n * variance)) if Fraction(1, 2**80) <= variance <= 2**80 else None
 
 
 def tail(n: int, m: int, k: int, low: int) -> Fraction:
@@ -180,7 +199,12 @@ class Plan:
         levels, (clip,) = 2 ** (self.layout["value_bits"] - 1), struct.unpack(">d", self.body["clip"])
         usable = 0 < 8.5 * clip / sqrt(self.layout["update"] or 1) / levels < inf
         usable = usable and self.body["rounding"] in ("stochastic", "nearest")
-        return usable and self.bits == ring_bits(self.layout, len(self.cohort)) <= 64
+        tail = noise_tail(self.body)
+        return usable and tail is not None and self.bits == ring_bits(self.layout, len(self.cohort), tail) <= 64
+
+    def noise_reaches(self, least: float) -> bool:
+        """P-2.6."""
+        return struct.unpack(">d", self.body["noise"])[0] >= least
 
     def around(self, name: str) -> set[str]:
         """A client and its neighbours."""
@@ -236,7 +260,7 @@ class Pinned:
     keys: dict[str, bytes]  # Ed25519, of the roster's members by name, and the server's under `server`
     roster: bytes
     model: bytes
-    floors: dict  # P-2.6: threat_model, max_corrupt, cohort, min_survivors
+    floors: dict  # P-2.6: threat_model, max_corrupt, cohort, min_survivors, noise
     begun: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # P-2.7: (round, attempt) by run
     answered: list[list[int]] = field(default_factory=list)  # P-7.5: the updates that an answer covered
 
@@ -282,7 +306,8 @@ class Client:
         require(ours and plan.ring_holds(), "P-2.5", "server", "ring, clip norm, rounding, or not this client's layout")
         strong = body["protocol"] == "pairwise" and (plan.malicious or floors["threat_model"] != "malicious-server")
         strong = strong and body["max_corrupt"] >= floors["max_corrupt"] and len(plan.cohort) >= floors["cohort"]
-        require(strong and plan.min_survivors >= floors["min_survivors"], "P-2.6", "server", "below the floors")
+        strong = strong and plan.min_survivors >= floors["min_survivors"] and plan.noise_reaches(floors["noise"])
+        require(strong, "P-2.6", "server", "below the floors")
         place = (body["round"], body["attempt"])
         require(min(place) > 0 and place > self.pinned.begun.get(body["run"], ()), "P-2.7", "server", "no later plan")
         self.plan, self.pinned.begun[body["run"]] = plan, place

@@ -74,7 +74,13 @@ def identity(key: str) -> Identity:
 
 def client(vector: dict, name: str) -> Client:
     mine, floors = vector["clients"][name], vector["policy"]
-    policy = Policy(floors["threat_model"], floors["max_corrupt"], floors["cohort"], floors["min_survivors"])
+    policy = Policy(
+        floors["threat_model"],
+        floors["max_corrupt"],
+        floors["cohort"],
+        floors["min_survivors"],
+        least_noise_multiplier=floors["noise"],
+    )
     party = Party(name, identity(mine["identity"]), roster_of(vector), policy, bytes.fromhex(vector["model"]))
     names = [counter["name"] for counter in vector["plan"]["layout"]["counters"]]
     update = Update(np.zeros(0, np.float32), dict(zip(names, mine["vector"], strict=True)))

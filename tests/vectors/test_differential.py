@@ -72,7 +72,8 @@ class Attempt:
         return PairwiseClient(Party(name, identity(name), self.roster, policy, MODEL), self.updates[name])
 
     def referenced(self, name: str) -> reference.Client:
-        floors = {"threat_model": self.plan.threat_model, "max_corrupt": 0, "cohort": 3, "min_survivors": 2}
+        floors = {"threat_model": self.plan.threat_model, "max_corrupt": 0, "cohort": 3}
+        floors |= {"min_survivors": 2, "noise": 0.0}
         pinned = reference.Pinned(dict(self.roster.keys()), self.roster.hash, MODEL, floors)
         return reference.Client(name, identity(name).seed.reveal(), pinned, self.vector(name))
 
@@ -229,6 +230,7 @@ CHANGES = {
     "threat_model": ("malicious-server", "honest-but-curious", ""),
     "protocol": ("pairwise", "plain"),
     "rounding": ("stochastic", "nearest", "down"),
+    "noise": (b"\x80" + bytes(7), b"\x3f\xf8" + bytes(6), b"\x7f\xf8" + bytes(6), b"\xbf\xf0" + bytes(6), b"\xff" * 8),
     "clip": (bytes(8), b"\x80" + bytes(7), b"\x7f\xf0" + bytes(6), b"\xff" * 8, bytes(7) + b"\1", b"\x40" + bytes(7)),
 }
 
@@ -241,7 +243,7 @@ def test_the_same_plans_are_accepted(names, data):
     attempt = Attempt(["aa", "b", "c", "d", "e"], 4, 0, max_corrupt=1)
     party = Party("b", identity("b"), attempt.roster, Policy("honest-but-curious", 1, 3, 3), MODEL)
     plan = replace(attempt.plan, **changes)
-    floors = {"threat_model": "honest-but-curious", "max_corrupt": 1, "cohort": 3, "min_survivors": 3}
+    floors = {"threat_model": "honest-but-curious", "max_corrupt": 1, "cohort": 3, "min_survivors": 3, "noise": 0.0}
     pinned = reference.Pinned(dict(attempt.roster.keys()), attempt.roster.hash, MODEL, floors, {plan.run: (1, 0)})
     client = reference.Client("b", identity("b").seed.reveal(), pinned, attempt.vector("b"))
     accepted = []

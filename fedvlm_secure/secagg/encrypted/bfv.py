@@ -36,7 +36,7 @@ class BfvSheet:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._packing = packing(plan.layout, len(plan.cohort))
+        self._packing = packing(plan.layout, len(plan.cohort), plan.noise_tail)
         self._packed = -(-plan.layout.update // self._packing.per_slot)
         self._slots = self._packed + tail_size(plan.layout)
         self.chunks = -(-self._slots // DATA_SLOTS)
@@ -71,7 +71,7 @@ class BfvSheet:
     def _pack(self, integers: NDArray[np.int64]) -> NDArray[np.int64]:
         size, per_slot = self._plan.layout.update, self._packing.per_slot
         if per_slot == 1:
-            return integers
+            return _reduced(integers) if self._plan.noise_multiplier else integers
         digits = np.zeros(self._packed * per_slot, np.int64)
         digits[:size] = integers[:size]
         weights = 1 << (self._packing.width * np.arange(per_slot, dtype=np.int64))
@@ -113,6 +113,11 @@ def _inner(values: NDArray[np.int64], alpha: NDArray[np.float64]) -> int:
     products = _digits(values) @ alpha.T
     low, middle, high = int(products[0, 0]), int(products[0, 1]) + int(products[1, 0]), int(products[1, 1])
     return low + (middle << _DIGIT) + (high << (2 * _DIGIT))
+
+
+def _reduced(integers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Modulo t, nearest to zero. The ciphertexts' sum is one modulo t too, so that no wrap of noise ever shows."""
+    return (integers + HALF_MODULUS) % PLAIN_MODULUS - HALF_MODULUS
 
 
 def _centred(value: int) -> int:

@@ -43,19 +43,24 @@ class Packing:
     per_slot: int
 
 
-def packing(layout: VectorLayout, clients: int) -> Packing:
+def packing(layout: VectorLayout, clients: int, tail: int = 0) -> Packing:
     """As many coordinates a slot as the sum over ``clients`` leaves room for; counters and checks have slots alone.
+
+    With noise, ``tail`` being how large its sum may become, a coordinate has a slot to itself, and is reduced modulo t:
+    from a slot that several share, the wraps of one would show in the next.
 
     Raises:
         MisuseError: not even one fits.
     """
-    largest = clients * (layout.weight_max * layout.levels + 1)
-    counted = clients * max(counter.bound for counter in layout.counters)
-    if max(largest, counted) > HALF_MODULUS:
+    largest = layout.largest_sum(clients, tail)
+    if largest > HALF_MODULUS:
         raise MisuseError(
-            f"sums of {clients} clients reach {max(largest, counted)}, and bfv holds up to {HALF_MODULUS}; "
-            "lower value_bits, weight_max or a counter's bound, or use pairwise"
+            f"sums of {clients} clients reach {largest}, and bfv holds up to {HALF_MODULUS}; "
+            f"lower {'the noise, ' if tail else ''}value_bits, weight_max or a counter's bound, or use pairwise"
         )
+    if tail:
+        return Packing(PLAIN_MODULUS.bit_length(), 1)
+    largest = clients * (layout.weight_max * layout.levels + 1)
     width, per_slot = largest.bit_length() + 1, 1
     while largest * _ones(width, per_slot + 1) <= HALF_MODULUS:
         per_slot += 1
@@ -67,12 +72,12 @@ def scale_bits(clients: int) -> int:
     return 49 - clients.bit_length()
 
 
-def check_fits(protocol: str, layout: VectorLayout, clients: int) -> None:
-    """Headroom, before anything is encrypted; raises :class:`MisuseError`."""
+def check_fits(protocol: str, layout: VectorLayout, clients: int, tail: int = 0) -> None:
+    """Headroom, before anything is encrypted, for a sum with noise up to ``tail``; raises :class:`MisuseError`."""
     if protocol in SHARED_KEY and clients > LARGEST_ROSTER:
         raise MisuseError(f"{protocol} takes up to {LARGEST_ROSTER} clients, not {clients}; use pairwise")
     if protocol == BFV:
-        packing(layout, clients)
+        packing(layout, clients, tail)
     if protocol != CKKS:
         return
     if clients > CKKS_LARGEST_COHORT:
