@@ -10,7 +10,6 @@ several, seeds its noise from torch, and gives up on empty batches.
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -172,7 +171,7 @@ def _steps(
         drawn = [groups[unit] for unit in np.flatnonzero(noise.bernoulli(dp.sample_rate, len(groups))).tolist()]
         clipped = clipped_sum(adapter, split, drawn, dp.max_grad_norm, settings.batch_size)
         draws = torch.from_numpy(noise.normal(len(clipped.total))).to(clipped.total.device)
-        _assign(learned, (clipped.total + deviation * draws) / expected)
+        assign(learned, (clipped.total + deviation * draws) / expected)
         # From here on everything follows from what is private already: momentum, decay and pull cost nothing.
         if settings.proximal:
             pull(shared, anchors, settings.proximal)
@@ -193,13 +192,14 @@ def clipped_sum(
     result = ClippedSum(torch.zeros(sum(p.numel() for p in learned.values()), dtype=torch.float64, device=first.device))
     for units in _batches(drawn, batch_size):
         gradients, losses = _unit_gradients(adapter, learned, split, units)
-        norms = torch.linalg.vector_norm(gradients, dim=1)
+        norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in gradients]).norm(dim=0)
         finite = norms.isfinite() & losses.isfinite()
         if not finite.all():
-            # Not times zero, which leaves NaN what it is: such a unit is as good as absent.
-            gradients[~finite], norms[~finite] = 0.0, 0.0
+            norms[~finite] = 0.0
+            for part in gradients:
+                part[~finite] = 0.0  # not times zero, which leaves NaN what it is: such a unit is as good as absent
         factors = max_grad_norm / norms.clamp(min=max_grad_norm)
-        result.total += (factors @ gradients).double()
+        result.total += torch.cat([factors @ part for part in gradients])
         result.losses += losses[finite].tolist()
         result.rows += sum(len(rows) for rows in units)
         result.units += len(units)
@@ -210,25 +210,27 @@ def clipped_sum(
 
 def _unit_gradients(
     adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each unit's gradient, [units, d], and its loss, nats [units]: means over its rows."""
-    sizes = torch.tensor([len(rows) for rows in units])
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Each unit's gradient, [units, n] for every trainable tensor, and its loss, nats [units]: means over its rows."""
     batch = split.batch(np.concatenate(units).tolist())
     losses = sample_losses(*answer_logits(adapter.peft_model, batch))
-    sizes = sizes.to(losses.device)
+    sizes = torch.tensor([len(rows) for rows in units], device=losses.device)
     unit_of_row = torch.arange(len(units), device=losses.device).repeat_interleave(sizes)
     shares = losses / sizes[unit_of_row]
     try:
         shares.sum().backward()  # type: ignore[no-untyped-call]
-        parts = [_per_row(adapter, name, parameter, batch) for name, parameter in learned.items()]
+        rows = [_per_row(adapter, name, parameter, batch) for name, parameter in learned.items()]
     finally:
         for parameter in learned.values():
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-    rows = torch.cat(parts, dim=1)
-    if len(units) == len(rows):
-        return rows, losses.detach()
-    gradients = rows.new_zeros(len(units), rows.shape[1]).index_add_(0, unit_of_row, rows)
-    return gradients, shares.detach().new_zeros(len(units)).index_add_(0, unit_of_row, shares.detach())
+    return [_summed(part, unit_of_row, len(units)) for part in rows], _summed(shares.detach(), unit_of_row, len(units))
+
+
+def _summed(rows: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """The sums over rows of the same group, [count, …]; ``groups`` int64 [rows]."""
+    if len(rows) == count:
+        return rows  # a row each, in order
+    return rows.new_zeros(count, *rows.shape[1:]).index_add_(0, groups, rows)
 
 
 def _per_row(
@@ -303,7 +305,7 @@ def _covered(adapter: Adapter, optimizer: torch.optim.Optimizer) -> list[torch.n
     return learned
 
 
-def _assign(learned: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
+def assign(learned: Sequence[torch.nn.Parameter], gradient: torch.Tensor) -> None:
     """Make ``gradient``, float64 [d], the gradient of the tensors one after the other."""
     parts = gradient.split([parameter.numel() for parameter in learned])
     for parameter, part in zip(learned, parts, strict=True):
@@ -319,22 +321,13 @@ def _check_finite(adapter: Adapter) -> None:
 @contextmanager
 def per_sample_gradients(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block ``backward`` leaves each trainable tensor's gradient per row in its ``grad_sample``."""
-    from opacus.grad_sample import GradSampleHooks  # slow to import, and few need it
+    from fedvlm_secure.training.hooks import RowHooks  # opacus is slow to import, and few need it
 
-    hooked = [module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))]
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = RowHooks(model)
     try:
-        with warnings.catch_warnings():
-            # The first adapted layer's input needs no gradient; its output's is all that the hooks want.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-            yield
+        yield
     finally:
         hooks.cleanup()
-        for module in hooked:
-            # What a step that failed between forward and backward leaves behind: rows of the batch.
-            for leftover in ("activations", "max_batch_len"):
-                if hasattr(module, leftover):
-                    delattr(module, leftover)
         for parameter in model.parameters():
             parameter.grad = None
 
