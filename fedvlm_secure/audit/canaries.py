@@ -284,17 +284,18 @@ def planted(canaries: Canaries) -> Iterator[None]:
 
     def unit_gradients(
         adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         ours = torch.tensor([int(rows[0]) >= canaries.first for rows in units])
-        real = [rows for rows in units if int(rows[0]) < canaries.first]
-        first = next(iter(learned.values()))
-        gradients = first.detach().new_zeros(len(units), sum(p.numel() for p in learned.values()))
+        sizes = [parameter.numel() for parameter in learned.values()]
+        gradients = next(iter(learned.values())).detach().new_zeros(len(units), sum(sizes))
         losses = gradients.new_zeros(len(units))
-        if real:
-            gradients[~ours], losses[~ours] = original(adapter, learned, split, real)
+        if not ours.all():
+            real = [rows for rows in units if int(rows[0]) < canaries.first]
+            parts, losses[~ours] = original(adapter, learned, split, real)
+            gradients[~ours] = torch.cat(parts, dim=1)
         if ours.any():
             gradients[ours] = canaries.gradients([rows for rows in units if int(rows[0]) >= canaries.first], gradients)
-        return gradients, losses
+        return list(gradients.split(sizes, dim=1)), losses
 
     setattr(private, _PLACE, unit_gradients)
     try:

@@ -124,11 +124,13 @@ def _exceeds_gaussian(guesses: Guesses, separation: float, significance: float) 
     """Whether the guesses are too good for G_μ: the recursion of theorem 10 there, from the last right guess down.
 
     ``right`` and ``wrong`` bound the chances, times the significance, of one guess more being right or wrong among all
-    outcomes at least this good. Both shrink as μ grows, so that what is refuted is an interval.
+    outcomes at least this good. Both shrink as μ grows: what is refuted is an interval.
     """
     from scipy.special import ndtr, ndtri
 
     made, correct = guesses.made, guesses.correct
+    if correct == 0:
+        return False
     right = significance * correct / guesses.canaries
     wrong = significance * (made - correct) / guesses.canaries
     for index in range(correct - 1, -1, -1):
