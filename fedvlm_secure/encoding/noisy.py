@@ -67,7 +67,7 @@ def noise_variance(layout: VectorLayout, noise_multiplier: float, shares: int) -
 def noise_tail(variance: Fraction, clients: int) -> int:
     """Ten deviations of all clients' noise together, in steps.
 
-    A discrete Gaussian is subgaussian with its parameter (Canonne, Kamath and Steinke 2020, corollary 17), so that any
+    A discrete Gaussian is subgaussian with its parameter (Canonne, Kamath and Steinke 2020), so that any
     of up to 2^31 coordinates goes beyond with a chance of at most 2^32·exp(-50) < 2^-40. It would cost accuracy, never
     privacy.
     """
@@ -86,15 +86,19 @@ def check_noisy(protocol: str, layout: VectorLayout, rounding: str) -> None:
         raise MisuseError("noise takes stochastic rounding: the bound on a rounded vector's norm is for that")
 
 
-def largest_squared_norm(layout: VectorLayout) -> int:
-    """The squared L2 norm that a rounded vector may have, in squared steps.
+def squared_norm_bound(clip: float, size: int) -> float:
+    """The squared L2 norm that a vector of ``size`` integers may have, rounded from reals of norm ``clip``.
 
-    As in Kairouz, Liu and Steinke 2021, on conditional rounding: with C the clip norm in steps,
-    min{(C + √d)², C² + d/4 + √(2·ln(1/β))·(C + √d/2)} for β = exp(-1/2).
+    As in Kairouz, Liu and Steinke 2021, on conditional rounding: min{(C + √d)², C² + d/4 + √(2·ln(1/β))·(C + √d/2)}
+    for β = exp(-1/2).
     """
-    size, clip = layout.update, math.sqrt(squared_clip(layout))
     root = math.sqrt(size)
-    return math.floor(min((clip + root) ** 2, clip**2 + size / 4 + clip + root / 2))
+    return min((clip + root) ** 2, clip**2 + size / 4 + clip + root / 2)
+
+
+def largest_squared_norm(layout: VectorLayout) -> int:
+    """:func:`squared_norm_bound` for the layout, in squared steps."""
+    return math.floor(squared_norm_bound(math.sqrt(squared_clip(layout)), layout.update))
 
 
 def round_within(scaled: Floats, layout: VectorLayout, integers: Integers) -> None:

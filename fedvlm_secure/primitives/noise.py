@@ -8,7 +8,7 @@ Three distributions, with what each of them promises:
 - :meth:`NoiseSource.discrete_gaussian` is exact: no float error reaches the distribution (see :class:`_Coins`).
 - :meth:`NoiseSource.bernoulli` is exact for the probability rounded down to a multiple of 2^-64.
 - :meth:`NoiseSource.normal` is a float approximation. Its low bits do not identify the uniform numbers behind it, as
-  those of a textbook sampler do (Mironov 2012): each value sums four (Holohan and Braghin 2021, section 5). That is a
+  those of a textbook sampler do (Mironov 2012): each value sums four (Holohan and Braghin 2021). That is a
   mitigation, not a proof; who needs a proof adds integers.
 """
 
@@ -160,8 +160,9 @@ class NoiseSource:
         values *= scale
         values += remainders
         kept = ~(negative & (values == 0))  # else zero would come up twice as often
-        np.negative(values, out=values, where=negative)
-        return values[kept]
+        values[negative] *= -1
+        result: Integers = values[kept]
+        return result
 
     def _quotients(self, size: int) -> Integers:
         """Geometric: how many tosses of probability 1/e succeed before the first that does not."""
