@@ -6,20 +6,24 @@ and composed again later, at another δ or by another accountant. Every ε here 
 ``prv``  privacy random variables, Gopi, Lee and Wutschitz, arXiv 2106.02848 (Opacus), its upper bound;
 ``pld``  privacy loss distributions, connect-the-dots, for both directions of add-or-remove-one (dp-accounting);
 ``rdp``  Rényi differential privacy, Mironov, arXiv 1702.07476 (dp-accounting); the loosest, never fails.
+
+Sums noised by clients (:class:`fedvlm_secure.privacy.distributed.DistributedGaussian`) have no other account than
+Rényi's, nor has anything composed with them.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.privacy.distributed import ORDERS, DistributedGaussian, to_epsilon
 
 Accountant = Literal["prv", "rdp", "pld"]
 ACCOUNTANTS: tuple[str, ...] = get_args(Accountant)
@@ -28,6 +32,7 @@ ACCOUNTANTS: tuple[str, ...] = get_args(Accountant)
 LARGEST_ON_A_GRID = 100.0
 LARGEST_NOISE_MULTIPLIER = 1e6
 _SMALLEST_NOISE_MULTIPLIER = 1e-2
+_WHOLE_ORDERS = [*range(2, 64), *range(64, 512, 16), 1024]  # Rényi's bound of sampling is exact at whole orders only
 _DECIMALS = 4  # of a calibrated noise multiplier: every hospital finds the same number, and can write it down
 
 
@@ -58,7 +63,29 @@ class Unprotected:
     """A release without differential privacy: its ε is infinite, and no limit holds it."""
 
 
-Event = SampledGaussian | Unprotected
+Event = SampledGaussian | DistributedGaussian | Unprotected
+
+
+_KINDS: dict[str, type[Event]] = {
+    "sampled-gaussian": SampledGaussian,
+    "distributed-gaussian": DistributedGaussian,
+    "unprotected": Unprotected,
+}
+
+
+def event_as_dict(event: Event) -> dict[str, Any]:
+    """The event as plain values, as in a ledger: its kind, and what it was made of."""
+    kind = next(name for name, known in _KINDS.items() if isinstance(event, known))
+    return {"kind": kind} | {name.replace("_", "-"): value for name, value in asdict(event).items()}
+
+
+def event_from_dict(values: Mapping[str, Any]) -> Event:
+    """What :func:`event_as_dict` made; raises :class:`MisuseError` if this version knows no such event."""
+    own = {name.replace("-", "_"): value for name, value in values.items() if name != "kind"}
+    try:
+        return _KINDS[values["kind"]](**own)
+    except (KeyError, TypeError):
+        raise MisuseError(f"{dict(values)!r} is no release that this version can account for") from None
 
 
 def epsilon(events: Iterable[Event], delta: float, accountant: str = "prv", *, amplification: bool = True) -> float:
@@ -87,9 +114,10 @@ def epsilon(events: Iterable[Event], delta: float, accountant: str = "prv", *, a
     sampled = [event for event in listed if isinstance(event, SampledGaussian)]
     if not amplification:
         sampled = [replace(event, sample_rate=1.0) for event in sampled]
-    if not sampled:
-        return 0.0
-    return _sampled(tuple(_merged(sampled)), delta, accountant)
+    noised = [event for event in listed if isinstance(event, DistributedGaussian)]
+    if noised:
+        return _with_sums(_merged(sampled), noised, delta)
+    return _sampled(tuple(_merged(sampled)), delta, accountant) if sampled else 0.0
 
 
 def noise_multiplier(
@@ -183,6 +211,22 @@ def _sampled(mechanisms: tuple[SampledGaussian, ...], delta: float, accountant: 
     return min(bound, _prv(mechanisms, delta, bound) if accountant == "prv" else _pld(mechanisms, delta))
 
 
+def _with_sums(mechanisms: Sequence[SampledGaussian], noised: Sequence[DistributedGaussian], delta: float) -> float:
+    """Sums noised by clients are known by their Rényi divergence, which adds up, order by order."""
+    if not mechanisms:
+        orders: Sequence[float] = ORDERS
+        return to_epsilon([sum(event.rdp(order) for event in noised) for order in orders], delta, orders)
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    orders = _WHOLE_ORDERS
+    total = np.array([sum(event.rdp(order) for event in noised) for order in orders])
+    for each in mechanisms:
+        total += compute_rdp(
+            q=each.sample_rate, noise_multiplier=each.noise_multiplier, steps=each.steps, orders=orders
+        )
+    return to_epsilon(total.tolist(), delta, orders)
+
+
 def _gaussian(mechanisms: Sequence[SampledGaussian], delta: float) -> float:
     """ε if all units took part in every step: precisions add up, and one Gaussian mechanism is left."""
     from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
@@ -205,7 +249,7 @@ def _rdp(mechanisms: Sequence[SampledGaussian], delta: float) -> float:
 
 
 def _prv(mechanisms: Sequence[SampledGaussian], delta: float, bound: float) -> float:
-    """The upper bound is the estimate plus the error allowed: a five-hundredth of ε, so that small ones are not drowned."""
+    """The upper bound is the estimate plus the error allowed: a five-hundredth of ε, or it would drown small ones."""
     from opacus.accountants.prv import PRVAccountant
 
     accountant = PRVAccountant()
@@ -252,7 +296,7 @@ def _least(spent: Callable[[float], float], target: float, start: float) -> floa
 
 
 def _between(short: tuple[float, float], enough: tuple[float, float], target: float) -> float:
-    """Where a power law through both ends meets the target, or a little less: ε nearly is one, and a look costs a second.
+    """Where a power law through both ends meets the target, or a little less: ε nearly is one, and each look is slow.
 
     Kept off both ends, or one of them might creep towards the solution for ever.
     """

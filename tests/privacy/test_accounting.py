@@ -1,6 +1,8 @@
 """ε of a run: against a second accountant, against figures known from elsewhere, and on the safe side."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +15,11 @@ from fedvlm_secure.privacy.accounting import (
     calibrate,
     check_delta,
     epsilon,
+    event_as_dict,
+    event_from_dict,
     noise_multiplier,
 )
+from fedvlm_secure.privacy.distributed import DistributedGaussian
 
 DELTA = 1e-5
 
@@ -111,6 +116,39 @@ def test_different_releases_compose(accountant: str) -> None:
     assert both == pytest.approx(epsilon([first, second], DELTA, "pld"), rel=0.01 if accountant == "prv" else 0.3)
     apart = [SampledGaussian(2.0, 0.1, 20), second, SampledGaussian(2.0, 0.1, 40)]
     assert both == epsilon(apart, DELTA, accountant)
+
+
+def test_sums_noised_by_clients_compose_with_everything() -> None:
+    """Their steps being tiny, they are Gaussian mechanisms nearly; and three attempts are thrice one."""
+    sums = DistributedGaussian(4.0, 0.1, 1024, 1e-8, min_survivors=5, max_corrupt=1, answered=3)
+    alone = epsilon([sums], DELTA)
+    assert alone == sums.epsilon(DELTA) == epsilon([replace(sums, answered=1)] * 3, DELTA)
+    gaussian = epsilon([SampledGaussian(4.0, 1.0, 3)], DELTA)
+    assert gaussian <= alone <= gaussian * 1.1
+    whole = epsilon([sums, SampledGaussian(4.0, 1.0, 4)], DELTA)
+    assert (
+        epsilon([SampledGaussian(4.0, 1.0, 7)], DELTA) <= whole <= epsilon([SampledGaussian(4.0, 1.0, 7)], DELTA) * 1.1
+    )
+    sampled = epsilon([sums, SampledGaussian(4.0, 0.1, 4)], DELTA)
+    assert alone < sampled < whole
+    assert epsilon([sums, SampledGaussian(4.0, 0.1, 4)], DELTA, amplification=False) == pytest.approx(whole)
+    assert epsilon([sums, Unprotected()], DELTA) == math.inf
+
+
+def test_events_are_plain_values_and_back() -> None:
+    sums = DistributedGaussian(1.0, 0.1, 2176, 1e-6 / 3, min_survivors=5, max_corrupt=1, answered=3)
+    for event in (SampledGaussian(0.1 + 0.2, 1 / 3, 7), sums, Unprotected()):
+        assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event
+    known = event_as_dict(SampledGaussian(1.0, 0.5, 7))
+    assert known == {"kind": "sampled-gaussian", "noise-multiplier": 1.0, "sample-rate": 0.5, "steps": 7}
+    for damage in (
+        {"kind": "laplace"},
+        {"kind": "unprotected", "steps": 1},
+        {"steps": 1},
+        {**known, "sample-rate": 2.0},
+    ):
+        with pytest.raises(MisuseError):
+            event_from_dict(damage)
 
 
 def test_a_large_epsilon_is_still_a_bound() -> None:
