@@ -12,7 +12,7 @@ import click
 import typer
 
 import fedvlm_secure
-from fedvlm_secure.cli import budget, demo, predict, roster, run
+from fedvlm_secure.cli import budget, demo, doctor, predict, roster, run
 from fedvlm_secure.errors import (
     MisuseError,
     PolicyRefusalError,
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(run.run)
+app.command()(doctor.doctor)
 app.command()(predict.predict)
 app.command()(budget.budget)
 app.add_typer(roster.app)
