@@ -73,17 +73,19 @@ class Plan:
 
     @property
     def base(self) -> Settings:
-        """The settings that all cells have in common."""
-        return Settings.from_tables(_BASE, self.overrides)
+        """The settings that all cells have in common: those of the private ones, which the others share but for noise.
+
+        Record-level privacy, unless the overrides say ``privacy.mode=client``.
+        """
+        mode = Settings.from_tables(_BASE, self.overrides).privacy.mode
+        return Settings.from_tables(_BASE, [*self.overrides, f"privacy.mode={'record' if mode == 'none' else mode}"])
 
     def settings(self, strategy: str, epsilon: Epsilon, seed: int) -> Settings:
         """One cell's settings; raises :class:`MisuseError` where they do not fit together."""
-        mode = "record" if self.base.privacy.mode == "none" else self.base.privacy.mode
-        private = ["privacy.mode=none"] if epsilon is None else [
-            f"privacy.mode={mode}", f"privacy.target-epsilon={epsilon!r}"
-        ]  # fmt: skip
         own = [f"name={cell_name(strategy, epsilon, seed)}", f"seed={seed}", f"adapter.strategy={strategy}"]
-        return Settings.from_tables(_BASE, [*self.overrides, *own, *private])
+        own.append("privacy.mode=none" if epsilon is None else f"privacy.target-epsilon={epsilon!r}")
+        # Every value is spelt out, for a mode has defaults of its own: the same adapter and steps without noise, too.
+        return Settings.from_tables(self.base.model_dump(by_alias=True, exclude_none=True), own)
 
     def tasks(self, folder: Path) -> list[Task]:
         """All cells, seed by seed, so that what is there after a while shows every ε and strategy."""

@@ -8,9 +8,11 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import tomllib
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from fedvlm_secure.report import SiteRow
 from fedvlm_secure.report.budget import site_figures
 
 _BETWEEN = 0.2  # seconds between two reports of progress from one cell
+_PATIENCE = 5.0  # seconds that a worker is given to end
 
 
 class Result(Protocol):
@@ -162,8 +165,8 @@ def _together(tasks: Sequence[Task], runner: Runner, workers: int, watch: Watch)
                 if worker.alive and waiting:
                     worker.begin(waiting.popleft(), watch)
                     continue
-                worker.stop()
                 del crew[worker.pipe]
+                worker.dismiss()
                 if waiting:
                     _hire(crew, runner, waiting.popleft(), watch)
     finally:
@@ -210,11 +213,17 @@ class _Worker:
             return None
         return Failure(self.task.name, **message["failure"]) if "failure" in message else message["figures"]
 
+    def dismiss(self) -> None:
+        """Let an idle worker end by itself."""
+        self.pipe.close()
+        self._process.join(_PATIENCE)
+        self.stop()
+
     def stop(self) -> None:
         """End the process, whatever it is at: a run directory survives that."""
         self.pipe.close()
         self._process.terminate()
-        self._process.join(5)
+        self._process.join(_PATIENCE)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -229,6 +238,9 @@ def _serve(pipe: Connection, runner: Runner) -> None:
         except OSError:
             os._exit(1)  # the study is gone, and nobody waits for this cell
 
+    # As in the program's own process: deprecations of the packages below say nothing that its user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # tidies up, unlike the default
     while True:
         try:
             message = json.loads(pipe.recv_bytes())

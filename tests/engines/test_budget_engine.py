@@ -118,13 +118,15 @@ def test_every_cell_is_one_run_with_its_own_settings(tmp_path):
     assert {task.folder for task in tasks} == {tmp_path / "cells" / task.name for task in tasks}
 
 
-def test_settings_are_the_same_in_all_cells_but_for_what_is_swept():
-    plan = Plan((2.0, None), ("plora",), 1, ("rounds=3", "privacy.mode=client"))
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_cells_differ_in_privacy_only(mode):
+    plan = Plan((2.0, None), ("plora",), 1, ("rounds=3", *(["privacy.mode=client"] if mode == "client" else [])))
     private, free = plan.settings("plora", 2.0, 0), plan.settings("plora", None, 0)
-    assert private.rounds == free.rounds == 3
-    assert private.privacy.mode == "client"
-    same = {"name": "", "privacy": free.privacy}
-    assert private.model_copy(update=same) == free.model_copy(update=same)
+    assert (private.privacy.mode, free.privacy.mode) == (mode, "none")
+    assert private.rounds == 3
+    assert private.model_copy(update={"name": free.name, "privacy": free.privacy}) == free
+    chosen = Settings.from_tables({"privacy": {"mode": mode}})  # a mode's own defaults are every cell's
+    assert (free.adapter, free.training) == (chosen.adapter, chosen.training)
 
 
 def test_epsilons():
