@@ -1,7 +1,8 @@
 """What client-level noise inside the sum guarantees: Rényi differential privacy of the distributed discrete Gaussian.
 
-Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), for the encoding of :mod:`fedvlm_secure.encoding.noisy`. Neighbours: one client's vector, or zeros in its place. A sum of discrete Gaussians
-is not quite one; τ bounds the difference, and vanishes as a share's deviation exceeds one step by a small factor.
+Kairouz, Liu and Steinke 2021 (arXiv 2102.06387), for the encoding of :mod:`fedvlm_secure.encoding.noisy`. Neighbours:
+one client's vector, or zeros in its place. A sum of discrete Gaussians is not quite one; τ bounds the difference, and
+vanishes as a share's deviation exceeds one step by a small factor.
 
 Every answered attempt is a release and is charged. Nothing here counts on chance about who takes part.
 """
