@@ -74,7 +74,7 @@ def guess(scores: ArrayLike, included: ArrayLike, made: int) -> Guesses:
 
 
 def one_run_bound(guesses: Guesses, delta: float, confidence: float) -> float:
-    """ε below which (ε, δ)-differential privacy is refuted by one run (Steinke, Nasr, Jagielski 2023, theorem 5.2).
+    """ε below which (ε, δ)-differential privacy is refuted by one run (Steinke, Nasr and Jagielski 2023, 2305.08846).
 
     With Q(u) the probability of u or more successes in r tosses of probability e^ε/(1+e^ε), the guesses' p-value is at
     most Q(v) + 2mδ·max_i (Q(v-i) - Q(v))/i. A bound of m canaries cannot exceed about ln(m / ln(1/(1-confidence))).
@@ -121,7 +121,7 @@ def gaussian_bound(guesses: Guesses, delta: float, confidence: float) -> float:
 
 
 def _exceeds_gaussian(guesses: Guesses, separation: float, significance: float) -> bool:
-    """Whether the guesses are too good for G_μ: the recursion of theorem 10 there, from the last right guess down.
+    """Whether the guesses are too good for G_μ: the paper's recursion from the last right guess down.
 
     ``right`` and ``wrong`` bound the chances, times the significance, of one guess more being right or wrong among all
     outcomes at least this good. Both shrink as μ grows: what is refuted is an interval.

@@ -1,6 +1,7 @@
 """Bounds that hold as often as they say, on mechanisms whose ε is known; all seeds are fixed."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -107,6 +108,23 @@ def test_the_p_value_is_the_formula_of_the_paper():
 
     slack = max((tail(9 - i) - tail(9)) / i for i in range(1, 10))
     assert one_run_p_value(guesses, epsilon, delta) == pytest.approx(tail(9) + 2 * 40 * delta * slack, rel=1e-9)
+
+
+@pytest.mark.parametrize(("canaries", "made", "right"), [(40, 12, 11), (200, 30, 27), (25, 20, 20)])
+def test_the_gaussian_bound_is_where_the_recursion_of_the_paper_ends_at_its_cap(canaries, made, right):
+    """Written down by hand, without a way out: what is refuted lies below the bound, and nothing above it."""
+    normal = NormalDist()
+
+    def excess(mu: float) -> float:
+        chances, errors = {right: 0.05 * right / canaries}, {right: 0.05 * (made - right) / canaries}
+        for i in reversed(range(right)):
+            errors[i] = max(errors[i + 1], normal.cdf(normal.inv_cdf(chances[i + 1]) - mu))
+            chances[i] = min(1 - 1e-12, chances[i + 1] + i / (made - i) * (errors[i] - errors[i + 1]))
+        return chances[0] + errors[0] - made / canaries
+
+    epsilon = gaussian_bound(Guesses(canaries, made, right), DELTA, 0.95)
+    assert epsilon > 0.2
+    assert excess(separation(epsilon - 0.002)) > 0 > excess(separation(epsilon + 0.002))
 
 
 def test_the_gaussian_conversion_is_that_of_dp_accounting():
