@@ -12,7 +12,7 @@ import click
 import typer
 
 import fedvlm_secure
-from fedvlm_secure.cli import budget, demo, doctor, predict, roster, run
+from fedvlm_secure.cli import budget, demo, doctor, ledger, predict, roster, run
 from fedvlm_secure.errors import (
     MisuseError,
     PolicyRefusalError,
@@ -38,6 +38,7 @@ app.command()(doctor.doctor)
 app.command()(predict.predict)
 app.command()(budget.budget)
 app.add_typer(roster.app)
+app.add_typer(ledger.app)
 
 
 def _version(asked: bool) -> None:

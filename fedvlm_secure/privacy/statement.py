@@ -19,14 +19,9 @@ Level = Literal["none", "record", "client"]
 _ACCOUNTANTS = {
     "prv": "privacy random variables (PRV)",
     "pld": "privacy loss distributions (PLD)",
-    "rdp": "Rényi (RDP)",
+    "rdp": "Rényi divergences (RDP)",
 }
-_NOT_COVERED = (
-    "validation and test figures",
-    "the choice of settings, by trying or otherwise",
-    "timing",
-    "who takes part",
-)
+_NOT_COVERED = "validation and test figures", "the choice of settings", "timing", "who takes part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +86,7 @@ class PrivacyStatement:
 
     @classmethod
     def client(cls, event: DistributedGaussian, *, delta: float, rounds: int, protocol: str) -> "PrivacyStatement":
-        """Noise of all hospitals together inside the sum; ``event.answered`` counts all answered attempts of the run."""
+        """Noise of all hospitals together inside the sum; ``event.answered`` counts the attempts of the whole run."""
         spent = epsilon([event], delta)
         return cls(
             level="client",
@@ -127,8 +122,11 @@ class PrivacyStatement:
         """What the guarantee does not cover."""
         if self.level == "none":
             return ()
-        # At record level personal tensors are trained by the same noisy steps, and are as safe as the shared ones.
-        return _NOT_COVERED if self.level == "record" else ("personal adapters, where published", *_NOT_COVERED)
+        if self.level == "client":
+            return "personal adapters, where published", *_NOT_COVERED
+        # Personal tensors are trained by the same noisy steps, and are as safe as the shared ones. A step is divided by
+        # the expected batch, which is a multiple of the hospital's size.
+        return "how many units a hospital has", *_NOT_COVERED
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a summary, keys in kebab case; no infinity, which JSON does not have."""
@@ -157,7 +155,7 @@ class PrivacyStatement:
         if self.level == "none":
             return ["No differential privacy was applied, so the trained model may still remember single rows."]
         said = _record(self) if self.level == "record" else _client(self)
-        outside = f"Not covered: {', '.join(self.outside[:-1])}, and {self.outside[-1]}."
+        outside = f"Not covered: {'; '.join(self.outside)}."
         return [_guarantee(self), _composition(self), *said, outside]
 
 
@@ -167,10 +165,8 @@ def _guarantee(said: PrivacyStatement) -> str:
         "record": f"with and without {_unit(said.unit)} (add-or-remove-one)",
         "client": "with one hospital's update and with zeros in its place (zero-out)",
     }[said.level]
-    return (
-        f"{level} differential privacy: ε = {_up(said.epsilon)} at δ = {said.delta:g}, an upper bound by the accountant "
-        f"{_ACCOUNTANTS[said.accountant]}, between the outcomes {neighbours}."
-    )
+    bound = f"ε = {_up(said.epsilon)} at δ = {said.delta:g}, an upper bound by {_ACCOUNTANTS[said.accountant]}"
+    return f"{level} differential privacy: {bound}, between the outcomes {neighbours}."
 
 
 def _composition(said: PrivacyStatement) -> str:
@@ -183,61 +179,57 @@ def _composition(said: PrivacyStatement) -> str:
 
 
 def _record(said: PrivacyStatement) -> list[str]:
-    return [
-        (
-            f"A step draws every unit with probability {said.sample_rate:g}, independently (Poisson sampling), and ε counts "
-            f"on it; if it were known who took part in which step, ε would be {_up(said.epsilon_without_amplification)}."
-        ),
-        (
-            f"Each unit's gradient is clipped to the L2 norm {said.clip_norm:g}, over all trained tensors together, and "
-            f"normal noise of standard deviation {said.noise_multiplier:g} x {said.clip_norm:g} is added to their sum."
-        ),
-        (
-            "Every hospital adds all of its noise itself before anything leaves it, and has to trust nobody else: the "
-            "guarantee holds against the server and all other hospitals together, whoever drops out."
-        ),
-        "The personal part of an adapter is trained by the same steps and has the same guarantee.",
-        (
-            "Noise and sampling come from a generator seeded by the operating system (secure_rng: true); attacks on the "
-            "last digits of floating-point noise are mitigated, not proven impossible (float_noise)."
-        ),
-        (
-            f"Nothing is promised to a person or group behind more than {_unit(said.unit)} unless there is a bound on how "
-            "many each is behind; all of that have to count as one unit."
-        ),
-    ]
+    noise = f"{said.noise_multiplier:g} x {said.clip_norm:g}"
+    sampling = (
+        f"A step draws every unit with probability {said.sample_rate:g}, independently (Poisson sampling), and ε "
+        "counts on it; if it were known who took part in which step, ε would be "
+        f"{_up(said.epsilon_without_amplification)}."
+    )
+    mechanism = (
+        f"Each unit's gradient is clipped to the L2 norm {said.clip_norm:g}, over all trained tensors together, and "
+        f"normal noise of standard deviation {noise} is added to their sum."
+    )
+    trust = (
+        "Every hospital adds all of its noise itself before anything leaves it, and has to trust nobody else: the "
+        "guarantee holds against the server and all other hospitals together, whoever drops out."
+    )
+    personal = "The personal part of an adapter is trained by the same steps and has the same guarantee."
+    generator = (
+        "Noise and sampling come from a generator seeded by the operating system (secure_rng: true); attacks on the "
+        "last digits of floating-point noise are mitigated, not proven impossible (float_noise)."
+    )
+    groups = (
+        f"Nothing is promised to a person or group behind more than {_unit(said.unit)} without a bound on how many "
+        "each is behind, nor to one with units in several hospitals."
+    )
+    return [sampling, mechanism, trust, personal, generator, groups]
 
 
 def _client(said: PrivacyStatement) -> list[str]:
+    noise = f"{said.noise_multiplier:g} x {said.clip_norm:g}"
     corrupt = max(said.max_corrupt, 1)
-    known = "1 hospital" if corrupt == 1 else f"{corrupt} hospitals"
-    shared = (
-        ["All hospitals hold the key of this protocol: the guarantee ends where one of them gives it to the server."]
-        if said.protocol == "bfv"
-        else []
+    observers = "1 hospital that knows its" if corrupt == 1 else f"{corrupt} hospitals that know their"
+    sampling = "No chance in who takes part is counted on: without sampling amplification ε is the same."
+    mechanism = (
+        f"Each hospital clips its update to the L2 norm {said.clip_norm:g}, rounds it to integers and adds its share "
+        f"of exact discrete Gaussian noise; the shares of {said.honest} hospitals together have the standard deviation "
+        f"{noise}."
     )
-    return [
-        "No chance in who takes part is counted on: without sampling amplification ε is the same.",
-        (
-            f"Each hospital clips its update to the L2 norm {said.clip_norm:g}, rounds it to integers and adds its share of "
-            f"exact discrete Gaussian noise; the shares of {said.honest} hospitals together have the standard deviation "
-            f"{said.noise_multiplier:g} x {said.clip_norm:g}."
-        ),
-        (
-            f"No hospital's share is enough by itself: the guarantee needs the secure sum (protocol “{said.protocol}”) to "
-            f"hide everything else, and {said.honest} hospitals in it that add their noise and keep it to themselves."
-        ),
-        (
-            f"It holds for sums over as few as {said.min_survivors} hospitals, fewer are never opened, and against {known} "
-            "with knowledge of their own noise, together with the server."
-        ),
-        *shared,
-        "Noise is drawn in exact integers from a generator seeded by the operating system (secure_rng: true).",
-        (
-            "It is about a hospital's whole update in each sum; inside the hospital nothing is noised, and nothing is "
-            "promised to a person whose rows lie in several hospitals."
-        ),
-    ]
+    trust = (
+        f"No hospital's share is enough by itself: the guarantee needs the secure sum (protocol “{said.protocol}”) to "
+        f"hide everything else, and {said.honest} hospitals in it that add their noise and keep it to themselves."
+    )
+    bounds = (
+        f"It holds for sums over as few as {said.min_survivors} hospitals, fewer are never opened, and against "
+        f"{observers} own noise, together with the server."
+    )
+    key = "All hospitals hold the key of this protocol: the guarantee ends where one of them gives it to the server."
+    generator = "Noise is drawn in exact integers from a generator seeded by the operating system (secure_rng: true)."
+    inside = (
+        "It is about a hospital's whole update in each sum; inside the hospital nothing is noised, and nothing is "
+        "promised to a person whose rows lie in several hospitals."
+    )
+    return [sampling, mechanism, trust, bounds, *([key] if said.protocol == "bfv" else []), generator, inside]
 
 
 def _unit(unit: str) -> str:

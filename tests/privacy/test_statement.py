@@ -101,7 +101,7 @@ def test_what_is_said() -> None:
         "Poisson",
         "mitigated, not proven",
         "secure_rng: true",
-        "unless there is a bound",
+        "without a bound on how many",
         "(PLD)",
     ):
         assert part in said
