@@ -101,6 +101,19 @@ def test_undecided_tosses_draw_more_digits_until_they_are_decided(exponent):
         assert coins._exactly(digits >> 128, exponent) is expected
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_probability_next_to_64_digits_is_told_apart(sign):
+    """exp(-γ) is k/2^64 but for the 40th digit: 64 digits of U and 32 of the exponential cannot tell."""
+    numerator = 11_400_714_819_323_198_485
+    with decimal.localcontext(prec=90) as context:
+        near = context.ln(decimal.Decimal(numerator) / decimal.Decimal(2**64))
+        exponent = -Fraction(near) - sign * Fraction(1, 10**40)
+    following = [2**64 - 1] * 4 if sign < 0 else [0] * 4
+    coins = noise._Coins(lambda count: [following.pop(0)])
+    assert coins._exactly(numerator - (sign < 0), exponent) is (sign > 0)
+    assert len(following) < 4
+
+
 def test_bounds_of_the_exponential_hold_and_close():
     for exponent in (Fraction(0), Fraction(1, 7), Fraction(1), Fraction(355, 113), Fraction(10**6, 3)):
         wide, close = noise._exp_bounds(exponent, 20), noise._exp_bounds(exponent, 60)

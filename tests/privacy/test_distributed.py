@@ -98,21 +98,24 @@ def test_every_answered_attempt_is_charged():
     assert replace(in_bits(18), answered=20).rdp(3.0) == pytest.approx(2 * in_bits(18).rdp(3.0))
 
 
-def test_coarse_steps_cost_what_the_formula_says():
-    """By hand: d = 4, c = 6 steps, z = 1/2, two shares."""
-    found = DistributedGaussian(0.5, 6.0, 4, 1.0, min_survivors=3, max_corrupt=1)
-    deviation = 3 / math.sqrt(2)
-    tau = 10 * math.exp(-2 * math.pi**2 * deviation**2 / 2)
-    two = math.sqrt(min(8.0**2, 36 + 1 + 6 + 1))
-    one = min(2 * two, two**2)
-    spread = deviation * math.sqrt(2)
-    for order in (1.5, 4.0, 50.0):
-        expected = min(
-            order * two**2 / (2 * spread**2) + tau * 4,
-            order / 2 * (two**2 / spread**2 + 2 * one * tau / spread + tau**2 * 4),
-            order / 2 * (two / spread + 2 * tau) ** 2,
-        )
-        assert found.rdp(order) == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize(
+    ("dimension", "clip", "noise", "order", "least"),
+    [(4, 6.0, 0.25, 50.0, 0), (1000, 0.5, 3.0, 1.1, 1), (1000, 0.5, 3.0, 90.0, 0)],
+)
+def test_coarse_steps_cost_what_the_formula_says(dimension, clip, noise, order, least):
+    """By hand, two shares. The third bound is never below the second: it matters where Δ₁ is not known."""
+    found = DistributedGaussian(noise, clip, dimension, 1.0, min_survivors=3, max_corrupt=1)
+    spread, root = noise * clip, math.sqrt(dimension)
+    tau = 10 * math.exp(-2 * math.pi**2 * (spread**2 / 2) * (1 / 2))
+    two = math.sqrt(min((clip + root) ** 2, clip**2 + dimension / 4 + clip + root / 2))
+    one = min(root * two, two**2)
+    bounds = [
+        order * two**2 / (2 * spread**2) + tau * dimension,
+        order / 2 * (two**2 / spread**2 + 2 * one * tau / spread + tau**2 * dimension),
+        order / 2 * (two / spread + root * tau) ** 2,
+    ]
+    assert bounds.index(min(bounds)) == least
+    assert found.rdp(order) == pytest.approx(min(bounds), rel=1e-12)
 
 
 @pytest.mark.parametrize(("deviation", "shares", "shift"), [(0.6, 1, 1), (0.45, 2, 1), (0.5, 3, 2), (1.3, 3, 4)])

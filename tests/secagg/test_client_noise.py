@@ -161,6 +161,22 @@ def test_a_plan_whose_noise_does_not_fit_is_refused(changes):
     refused(lambda: client().reply(FEDERATION.says(m.KEYS, "c01", lie, lie)), "P-2.5", SERVER)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "ckks"},
+        {"protocol": "plain"},
+        {"layout": replace(LAYOUT, counters=(*LAYOUT.counters, Counter("right", 1)))},
+    ],
+    ids=str,
+)
+def test_what_else_noise_cannot_go_with(changes):
+    """Where another rule would refuse the plan as well."""
+    plan_with(1.0).check_fits()
+    with pytest.raises(MisuseError):
+        plan_with(1.0, **changes).check_fits()
+
+
 def test_noise_is_bound_into_the_plans_hash():
     assert plan_with(1.0).hash != plan_with(1.0, noise=struct.pack(">d", 2.0)).hash
 
