@@ -6,7 +6,7 @@ Standard output is for results: the table, or one JSON object.
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -60,6 +60,12 @@ class PlainObserver(Observer):
         figure = "" if accuracy != accuracy else f", validation accuracy {accuracy:.3f} (mean over sites)"
         name = f"round {round_index}" if round_index <= self.rounds else "closing evaluation"
         self.say(f"{name}: {survivors} of {cohort} sites in the sum{figure}")
+
+    def spent(self, epsilons: Mapping[str, float]) -> None:
+        """See :class:`Observer`."""
+        least, most = (f"{figure(epsilons.values()):.3f}" for figure in (min, max))
+        range_ = most if least == most else f"{least} to {most}"
+        self.say(f"  privacy spent so far, by the hospitals' own ledgers: epsilon {range_}")
 
     def round_aborts(self, round_index: int, attempt: int, reason: str) -> None:
         """See :class:`Observer`."""

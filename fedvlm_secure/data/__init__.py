@@ -17,6 +17,8 @@ _HOME = {
     "EncodedSplit": "fedvlm_secure.data.collate",
     "encode": "fedvlm_secure.data.collate",
     "prompt": "fedvlm_secure.data.collate",
+    "row_digests": "fedvlm_secure.data.units",
+    "units_of": "fedvlm_secure.data.units",
 }
 __all__ = [
     "NAMES",
@@ -29,6 +31,8 @@ __all__ = [
     "load",
     "prompt",
     "question_only_baseline",
+    "row_digests",
+    "units_of",
 ]
 
 

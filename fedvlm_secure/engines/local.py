@@ -26,8 +26,10 @@ from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, C
 from fedvlm_secure.federation.participant import Participant, Rows
 from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import RunDirectory, write
+from fedvlm_secure.federation.safeguard import Protected
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.privacy.ledger import fingerprint
 from fedvlm_secure.report import SiteRow, table
 from fedvlm_secure.report import write as write_report
 from fedvlm_secure.secagg.protocols import lookup
@@ -74,15 +76,12 @@ def run(
     folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
     _check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
-    if settings.privacy.mode != "none":
-        raise MisuseError(f"privacy.mode = {settings.privacy.mode!r} is not built yet")
     torch.set_num_threads(settings.threads)
     with folder.locked():
         federation = _assemble(folder, settings, observer or Observer())
         while federation.coordinator.round <= settings.rounds:
             federation.round(TRAINING)
-        while federation.coordinator.round == settings.rounds + 1:
-            federation.round(EVALUATION)
+        federation.closing()
         summary = federation.finish()
         write_report(folder.path)
         folder.sign_manifest(federation.coordinator.identity)
@@ -138,6 +137,20 @@ class _Federation:
             coordinator.close(session, total, layout, kind, seconds)
         accuracy = self._adopt(round_index) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
+        spent = {name: participant.spent(round_index) for name, participant in self.participants.items()}
+        if known := {name: epsilon for name, epsilon in spent.items() if epsilon is not None}:
+            observer.spent(known)
+
+    def closing(self) -> None:
+        """The test counters' sum, in a round of its own; under differential privacy everybody looks for itself."""
+        if self.settings.privacy.mode == "none":
+            while self.coordinator.round == self.settings.rounds + 1:
+                self.round(EVALUATION)
+            return
+        self._adopt(self.settings.rounds)
+        shared = self.coordinator.shared(self._layout(self.settings.rounds))
+        for participant in self.participants.values():
+            participant.evaluate_test(self.settings.rounds, shared)
 
     def finish(self) -> dict[str, Any]:
         """Everybody exports what it has, and the coordinator sums up."""
@@ -252,7 +265,7 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
     participants = {}
     for name, splits in sites.items():
         observer.loading(f"site {name}")
-        rows = _rows(splits, loaded, adapter, _description(name, settings.data))
+        rows = _rows(splits, loaded, adapter, settings, _description(name, settings.data))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     roster = _roster(folder, participants)
@@ -288,18 +301,24 @@ def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
     return chosen
 
 
-def _rows(splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter, description: str) -> Rows:
+def _rows(
+    splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter, settings: Settings, description: str
+) -> Rows:
     encoded: dict[str, Split] = {
-        split: precompute(adapter.peft_model, data.encode(rows, loaded.processor))
-        for split, rows in splits.items()
+        split: precompute(adapter.peft_model, data.encode(rows, loaded.processor)) for split, rows in splits.items()
     }
     return Rows(
         train=encoded["train"],
         validation=encoded["validation"],
         test=encoded["test"],
+        protected=_protected(splits["train"], settings),
         question_only=data.question_only_baseline(splits["train"], splits["test"]),
         description=description,
     )
+
+
+def _protected(train: Dataset, settings: Settings) -> Protected:
+    return Protected(data.units_of(train, settings.privacy.unit), fingerprint(data.row_digests(train)))
 
 
 def _description(name: str, data_set: str) -> str:

@@ -1,5 +1,7 @@
 """What an engine tells whoever watches: a terminal, a log, a test. Nothing here changes what a run does."""
 
+from collections.abc import Mapping
+
 
 class Observer:
     """Watches a run. Every method may be overridden; by default nothing happens."""
@@ -21,6 +23,9 @@ class Observer:
 
     def round_ends(self, round_index: int, survivors: int, cohort: int, accuracy: float) -> None:
         """A round is aggregated; ``accuracy`` is the mean over hospitals' validation rows, as this process sees it."""
+
+    def spent(self, epsilons: Mapping[str, float]) -> None:
+        """After a round: ε of all that each hospital's data has released, as its own ledger says."""
 
     def round_aborts(self, round_index: int, attempt: int, reason: str) -> None:
         """An attempt failed cleanly; another may follow."""

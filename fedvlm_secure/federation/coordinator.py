@@ -19,6 +19,7 @@ from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.rounds import Result, SealedResult, figures, model_hash, moved, proposal
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
+from fedvlm_secure.federation.safeguard import statement
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives import SPEC_VERSION, entropy
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
@@ -144,9 +145,10 @@ class Coordinator:
         lines = self._folder.metrics.lines()
         done = [line for line in lines if line["kind"] != "aborted"]
         last = self._restored()
-        assert last is not None  # the closing round's
+        assert last is not None  # the last round's
         last.close()
         plan = last.plan
+        promised = statement(self._settings, plan.cohort, shared_parameters, repeated=len(lines) - len(done))
         summary = {
             "name": self._settings.name,
             "run": self._run.hex(),
@@ -161,6 +163,7 @@ class Coordinator:
             "strategy": self._settings.adapter.strategy,
             "shared-parameters": shared_parameters,
             "ring-bits": plan.ring_bits if self._protocol.relay is None else None,
+            "privacy": promised.to_json() | {"sentences": promised.sentences()},
             "insecure": list(self._settings.insecure),
             "test-accuracy": done[-1]["accuracy"],
             "seconds": round(sum(line.get("training-seconds", 0) + sum(line["seconds"].values()) for line in lines), 1),
@@ -179,7 +182,7 @@ class Coordinator:
 
     def _plan(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> Plan:
         return proposal(
-            self._settings.aggregation,
+            self._settings,
             run=self._run,
             place=self.place,
             cohort=tuple(member.name for member in self.roster.members),

@@ -15,17 +15,25 @@ from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
-from fedvlm_secure.federation.rounds import Result, SealedResult, counters, model_hash, moved, policy_of, weight_of
+from fedvlm_secure.federation.rounds import (
+    Result,
+    SealedResult,
+    counters,
+    model_hash,
+    moved,
+    noisy_sums,
+    policy_of,
+    weight_of,
+)
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
+from fedvlm_secure.federation.safeguard import OnStep, Protected, Safeguard
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.secagg.client import fingerprint
-from fedvlm_secure.secagg.policy import Party
+from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
-from fedvlm_secure.secagg.roster import member, open_roster, read_roster
-from fedvlm_secure.training import Evaluation, Split, StepInfo, TrainSettings, evaluate, train
-
-OnStep = Callable[[StepInfo], None]
+from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
+from fedvlm_secure.training import Evaluation, Split, evaluate
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Rows:
     train: Split
     validation: Split
     test: Split
+    protected: Protected
     question_only: float
     description: str
 
@@ -58,13 +67,15 @@ class Participant:
         self._base = base
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
+        self._safeguard = Safeguard(name, folder, rows.protected, settings)
         self._next: np.ndarray | None = None  # the shared state after the sum that was read last
-        self._weight = weight_of(len(rows.train), settings.aggregation)
+        self._weight = weight_of(len(rows.train), settings)
 
     def enrol(self) -> None:
         """Begin: the seeded common initial state, and how well the base model does here."""
         if self._standing_path.exists():
             return
+        self._safeguard.check()
         self._adapter.load(self._adapter.initial_state())
         self._record("base", 0, "test", self._evaluate(self.rows.test))
         validation = self._evaluate(self.rows.validation)
@@ -111,29 +122,33 @@ class Participant:
         shared = self._shared(standing, given)
         self._enter(standing, round_index, shared)
         seed = _training_seed(self._settings.seed, self.name, round_index, tries)
-        stats = train(
-            self._adapter, self.rows.train, self._train_settings(), seed=seed, round_index=round_index, on_step=on_step
-        )
+        stats, spent = self._safeguard.train(self._adapter, self.rows.train, (round_index, tries), seed, on_step)
         state = self._adapter.state()
         values = self._adapter.layout(round_index).flatten(state) - shared
-        update = Update(values, counters(self._weight, standing.validation))
+        update = Update(values, counters(self._weight, standing.validation, self._settings))
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
             stage="training",
             **{"steps": stats.steps, "mean-loss": stats.mean_loss, "last-loss": stats.last_loss},
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
+            epsilon=spent,
         )
         Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
 
     def prepare_evaluation(self, round_index: int, given: np.ndarray | None) -> None:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
-        standing = self._standing(round_index - 1)
-        self._enter(standing, round_index, self._shared(standing, given))
+        evaluation = self.evaluate_test(round_index - 1, given)
+        update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation, self._settings))
+        Pending(round_index, 1, update, self._standing(round_index - 1).personal).save(self._pending_path)
+
+    def evaluate_test(self, round_index: int, given: np.ndarray | None) -> Evaluation:
+        """How the model that the rounds ended with does on the test split; for the hospital's own eyes."""
+        standing = self._standing(round_index)
+        self._enter(standing, round_index + 1, self._shared(standing, given))
         evaluation = self._evaluate(self.rows.test)
-        self._record("final", round_index - 1, "test", evaluation)
-        update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation))
-        Pending(round_index, 1, update, standing.personal).save(self._pending_path)
+        self._record("final", round_index, "test", evaluation)
+        return evaluation
 
     def session(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> ClientJournal:
         """This hospital's half of one attempt, as it was left if the attempt had begun.
@@ -145,12 +160,21 @@ class Participant:
 
         Raises:
             VerificationError: the roster is not the pinned one, or has expired.
+            PrivacyBudgetExhaustedError: the attempt would exceed what the hospital's ledger allows.
         """
         pending = self._pending(place[0])
         shared = self._shared(self._standing(place[0] - 1), given)
-        return ClientJournal(
-            self._session_path, self._protocol.client, self._party(place[0], roster, shared), pending.update, place
-        )
+        party = self._party(place[0], roster, shared)
+        self._safeguard.leaves((pending.round, pending.tries))
+        spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
+        if spent is not None:
+            self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=spent)
+        return ClientJournal(self._session_path, self._protocol.client, party, pending.update, place)
+
+    def spent(self, round_index: int) -> float | None:
+        """ε of all that this hospital's data has released by the end of the round; None where no ledger is kept."""
+        lines = [line for line in self._folder.metrics.lines() if line["round"] == round_index]
+        return next((line["epsilon"] for line in lines if line.get("epsilon") is not None), None)
 
     def adopt(self, round_index: int, roster: bytes, result: Callable[[], Result]) -> Evaluation:
         """Take over the round's new shared state, keep the personal tensors just trained, and look how that does.
@@ -184,6 +208,7 @@ class Participant:
         accuracy = {
             line["stage"]: line["accuracy"] for line in self._folder.metrics.lines() if line.get("split") == "test"
         }
+        known = [line["epsilon"] for line in self._folder.metrics.lines() if line.get("epsilon") is not None]
         rows = {"train": self.rows.train, "validation": self.rows.validation, "test": self.rows.test}
         write_json(
             self._folder.path / "summary.json",
@@ -194,6 +219,7 @@ class Participant:
                 "question-only": self.rows.question_only,
                 "base": accuracy.get("base"),
                 "final": accuracy.get("final"),
+                "epsilon": max(known, default=None),
             },
         )
 
@@ -223,7 +249,12 @@ class Participant:
             return self._model_hash(round_index + 1, self._next)
 
         model = self._model_hash(round_index, shared)
-        return Party(self.name, self.identity, members, policy_of(self._settings), model, following)
+        return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following)
+
+    def _policy(self, roster: Roster, size: int) -> Policy:
+        noised = self._settings.privacy.mode == "client"
+        least = noisy_sums(self._settings, _cohort(roster), size).noise_multiplier if noised else 0.0
+        return policy_of(self._settings, least)
 
     def _model_hash(self, round_index: int, shared: np.ndarray) -> bytes:
         return model_hash(self._base, self._adapter.settings, self._adapter.layout(round_index), shared)
@@ -305,8 +336,9 @@ class Participant:
             ("stage", "round"), round=pending.round, stage="encoding", saturated=saturated, clipped=clipped
         )
 
-    def _train_settings(self) -> TrainSettings:
-        return TrainSettings(**self._settings.training.model_dump())
+
+def _cohort(roster: Roster) -> tuple[str, ...]:
+    return tuple(sorted(member.name for member in roster.members))
 
 
 def _training_seed(seed: int, name: str, round_index: int, tries: int) -> int:

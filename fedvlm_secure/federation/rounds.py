@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,9 +11,10 @@ from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.settings import AggregationTable, Settings
+from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.privacy.distributed import DistributedGaussian, noise_multiplier
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy, check_plan
@@ -26,8 +28,14 @@ _LOSS_UNIT = 1000
 _MOST_ANSWERS, _MOST_LOSS = 1 << 20, 1 << 30
 
 
-def vector_layout(update: int, aggregation: AggregationTable) -> VectorLayout:
-    """The layout of a round that shares ``update`` numbers."""
+def vector_layout(update: int, settings: Settings) -> VectorLayout:
+    """The layout of a round that shares ``update`` numbers.
+
+    Under differential privacy everybody's weight is 1, and nothing else is counted: exact counts would not be private.
+    """
+    aggregation = settings.aggregation
+    if settings.privacy.mode != "none":
+        return VectorLayout(update, (Counter("weight", 1),), aggregation.value_bits, weight_max=1)
     counters = (
         Counter("weight", aggregation.weight_max),
         Counter("correct", _MOST_ANSWERS),
@@ -38,24 +46,64 @@ def vector_layout(update: int, aggregation: AggregationTable) -> VectorLayout:
 
 
 def proposal(
-    table: AggregationTable, *, run: bytes, place: tuple[int, int], cohort: tuple[str, ...], size: int, **hashes: bytes
+    settings: Settings,
+    *,
+    run: bytes,
+    place: tuple[int, int],
+    cohort: tuple[str, ...],
+    size: int,
+    roster: bytes,
+    model: bytes,
 ) -> Plan:
     """The plan that the settings mean.
 
     Args:
         place: (round, attempt).
         size: how many numbers are shared.
-        hashes: ``roster`` and ``model``.
+        roster, model: their hashes.
 
     Raises:
         MisuseError: so many clients cannot aggregate safely under these settings.
     """
+    noised = settings.privacy.mode == "client" and size > 0
+    noise = noisy_sums(settings, tuple(sorted(cohort)), size).noise_multiplier if noised else 0.0
+    return _propose(settings, noise, size, run=run, place=place, cohort=cohort, roster=roster, model=model)
+
+
+@lru_cache(maxsize=16)
+def noisy_sums(settings: Settings, cohort: tuple[str, ...], size: int) -> DistributedGaussian:
+    """What a run under client-level privacy releases if one attempt a round is answered, with the noise it needs.
+
+    Raises:
+        MisuseError: as :func:`proposal`, or no noise keeps the run within the target.
+    """
+    table = settings.privacy
+    probe = _propose(
+        settings, 1.0, size, run=bytes(RUN_BYTES), place=(1, 1), cohort=cohort, roster=bytes(32), model=bytes(32)
+    )
+    like = DistributedGaussian.of(probe, answered=settings.rounds)
+    noise = table.noise_multiplier or noise_multiplier(table.target_epsilon, table.target_delta, like)
+    return replace(like, noise_multiplier=noise)
+
+
+def _propose(
+    settings: Settings,
+    noise: float,
+    size: int,
+    *,
+    run: bytes,
+    place: tuple[int, int],
+    cohort: tuple[str, ...],
+    roster: bytes,
+    model: bytes,
+) -> Plan:
+    table = settings.aggregation
     return propose(
         run=run,
         round=place[0],
         attempt=place[1],
         cohort=cohort,
-        layout=vector_layout(size, table),
+        layout=vector_layout(size, settings),
         clip_norm=table.clip_norm,
         protocol=table.protocol,
         threat_model=table.threat_model,
@@ -63,12 +111,14 @@ def proposal(
         threshold=table.threshold,
         min_survivors=table.min_survivors,
         rounding=table.rounding,
-        **hashes,
+        noise_multiplier=noise,
+        roster=roster,
+        model=model,
     )
 
 
-def policy_of(settings: Settings) -> Policy:
-    """A hospital's floors, from the settings."""
+def policy_of(settings: Settings, least_noise: float = 0.0) -> Policy:
+    """A hospital's floors, from the settings; ``least_noise`` as :func:`noisy_sums` says."""
     table, proposed = settings.policy, settings.aggregation.protocol
     protocols = table.protocols
     if protocols is None:
@@ -84,6 +134,7 @@ def policy_of(settings: Settings) -> Policy:
         protocols=protocols,
         shared_key_despite_collusion=table.shared_key_despite_collusion,
         published=table.published,
+        least_noise_multiplier=least_noise,
     )
 
 
@@ -101,10 +152,10 @@ def check_settings(settings: Settings, rows: Mapping[str, int], size: int) -> No
     identities = {name: Identity.generate() for name in sorted(rows)}
     roster = simulated(Identity.generate(), identities)
     for count in rows.values():
-        weight_of(count, settings.aggregation)
+        weight_of(count, settings)
     cohort, model = tuple(sorted(rows)), bytes(32)
     plan = proposal(
-        settings.aggregation,
+        settings,
         run=bytes(RUN_BYTES),
         place=(1, 1),
         cohort=cohort,
@@ -138,12 +189,15 @@ def moved(shared: np.ndarray, decoded: Decoded) -> np.ndarray:
     return (shared + decoded.mean).astype(np.float32) if decoded.mean.size else shared
 
 
-def weight_of(rows: int, aggregation: AggregationTable) -> int:
-    """A hospital's weight: its training rows in units of ``rows-per-weight``, at least 1.
+def weight_of(rows: int, settings: Settings) -> int:
+    """A hospital's weight: its training rows in units of ``rows-per-weight``, at least 1; 1 under differential privacy.
 
     Raises:
         MisuseError: above ``weight-max``.
     """
+    if settings.privacy.mode != "none":
+        return 1
+    aggregation = settings.aggregation
     weight = max(1, round(rows / aggregation.rows_per_weight))
     if weight > aggregation.weight_max:
         raise MisuseError(
@@ -153,8 +207,10 @@ def weight_of(rows: int, aggregation: AggregationTable) -> int:
     return weight
 
 
-def counters(weight: int, evaluation: Evaluation) -> dict[str, int]:
-    """What travels beside the update inside the protected vector."""
+def counters(weight: int, evaluation: Evaluation, settings: Settings) -> dict[str, int]:
+    """What travels beside the update inside the protected vector, as :func:`vector_layout` says."""
+    if settings.privacy.mode != "none":
+        return {"weight": weight}
     return {
         "weight": weight,
         "correct": evaluation.correct,

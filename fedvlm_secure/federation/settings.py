@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
@@ -118,8 +118,19 @@ class SimulationTable(_Table):
     dropout_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+# What other defaults a mode of differential privacy has: noise grows with the adapter, and averages out over large
+# batches and few, large steps. The rotation's range needs fewer bits where noise is far above one step.
+_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "record": {
+        "adapter": {"layers": 1, "modules": ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
+        "training": {"batch-size": 256, "learning-rate": 1e-2},
+    },
+    "client": {"aggregation": {"value-bits": 12, "weight-max": 1}},
+}
+
+
 class Settings(_Table):
-    """One run. Defaults are the demo's.
+    """One run. Defaults are the demo's, or those of the mode of differential privacy.
 
     ``threads`` is the number of torch threads: a run repeats exactly only with the same number.
     """
@@ -139,6 +150,21 @@ class Settings(_Table):
     policy: PolicyTable = PolicyTable()
     privacy: PrivacyTable = PrivacyTable()
     simulation: SimulationTable = SimulationTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_mode(cls, values: Any) -> Any:
+        """Fill in what the mode of differential privacy has other defaults for."""
+        privacy = values.get("privacy") if isinstance(values, Mapping) else None
+        mode = privacy.get("mode") if isinstance(privacy, Mapping) else getattr(privacy, "mode", None)
+        if not isinstance(mode, str) or mode not in _DEFAULTS:
+            return values
+        filled = dict(values)
+        for table, defaults in _DEFAULTS[mode].items():
+            given = filled.get(table, {})
+            if isinstance(given, Mapping):
+                filled[table] = {**{k: v for k, v in defaults.items() if k.replace("-", "_") not in given}, **given}
+        return filled
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Sequence[str] = ()) -> "Settings":

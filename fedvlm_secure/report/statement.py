@@ -113,8 +113,14 @@ def _not_hidden() -> list[str]:
 
 
 def _noise(run: RunRecord) -> list[str]:
-    noise = "No differential privacy was applied, so the trained model may still remember single rows."
-    return [] if "privacy" in run.settings else [noise]
+    """What differential privacy promises, as the run's own summary states it."""
+    mode = text(mapping(run.settings, "privacy").get("mode")) or "none"
+    if mode == "none":
+        return ["No differential privacy was applied, so the trained model may still remember single rows."]
+    stated = names(mapping(run.summary or {}, "privacy").get("sentences"))
+    return list(stated) or [
+        f"Differential privacy (“{mode}”) was asked for; the run is unfinished and states no ε yet."
+    ]
 
 
 def _simulation(run: RunRecord) -> list[str]:

@@ -6,8 +6,8 @@ import torch
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import counters, figures, weight_of
-from fedvlm_secure.federation.settings import AggregationTable
+from fedvlm_secure.federation.rounds import counters, figures, vector_layout, weight_of
+from fedvlm_secure.federation.settings import AggregationTable, PrivacyTable, Settings
 from fedvlm_secure.federation.standing import Pending, Standing
 from fedvlm_secure.training import Evaluation
 
@@ -38,20 +38,31 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: bytes) -> None:
 
 
 def test_weights_are_rows_in_the_agreed_unit() -> None:
-    assert weight_of(300, AggregationTable()) == 300
-    assert weight_of(300, AggregationTable(rows_per_weight=100)) == 3
-    assert weight_of(1, AggregationTable(rows_per_weight=100)) == 1
+    coarse = Settings(aggregation=AggregationTable(rows_per_weight=100))
+    assert weight_of(300, Settings()) == 300
+    assert weight_of(300, coarse) == 3
+    assert weight_of(1, coarse) == 1
     with pytest.raises(MisuseError, match="rows-per-weight to 2 or more"):
-        weight_of(5000, AggregationTable())
+        weight_of(5000, Settings())
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e12])
 def test_a_loss_beyond_the_bound_counts_as_the_bound(loss: float) -> None:
-    assert counters(1, Evaluation(0, 4, loss))["loss-milli"] == 1 << 30
+    assert counters(1, Evaluation(0, 4, loss), Settings())["loss-milli"] == 1 << 30
+
+
+@pytest.mark.parametrize("mode", ["record", "client"])
+def test_under_differential_privacy_nothing_is_counted(mode: str) -> None:
+    settings = Settings(privacy=PrivacyTable(mode=mode))
+    weight = weight_of(300, settings)
+    assert counters(weight, Evaluation(2, 8, 4.0), settings) == {"weight": 1}
+    layout = vector_layout(7, settings)
+    assert [(counter.name, counter.bound) for counter in layout.counters] == [("weight", 1)]
+    assert layout.weight_max == 1
 
 
 def test_counters_add_up_to_an_evaluation() -> None:
-    parts = [counters(3, Evaluation(2, 8, 4.0004)), counters(5, Evaluation(4, 4, 1.5))]
+    parts = [counters(3, Evaluation(2, 8, 4.0004), Settings()), counters(5, Evaluation(4, 4, 1.5), Settings())]
     sums = {name: sum(part[name] for part in parts) for name in parts[0]}
     assert figures(sums) == {"correct": 6, "asked": 12, "accuracy": 0.5, "loss": 5.5 / 12}
     assert sums["weight"] == 8
