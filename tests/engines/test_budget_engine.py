@@ -1,6 +1,7 @@
 """Studies with a stand-in for the engine: what is run, what is kept, what is refused."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -77,6 +78,12 @@ def endless(settings, folder, observer):
     write(folder.with_suffix(".pid"), str(os.getpid()).encode())
     while True:
         time.sleep(0.05)
+
+
+def lora_fails_and_the_rest_is_endless(settings, folder, observer):
+    if settings.adapter.strategy == "lora":
+        return lora_fails(settings, folder, observer)
+    return endless(settings, folder, observer)
 
 
 class Record(Watch):
@@ -164,7 +171,7 @@ def test_a_study_keeps_every_cell_and_runs_none_twice(tmp_path, workers):
     assert watch.events[0] == ("study", CELLS, 0)
     assert sorted(watch.events[1:]) == sorted(("begins", n) for n in names) + sorted(("ends", n) for n in names)
     assert all(0 <= share <= 1 for share in watch.shares)
-    assert 0.25 in watch.shares  # half of the steps of the first of two rounds
+    assert {0.25, 0.5} <= set(watch.shares)  # half of the steps of the first of two rounds, then all of them
     study = load(tmp_path)
     assert len(study.cells) == CELLS
     assert study.group("lora", 4.0)[1].sites[0].final == pytest.approx(0.55)
@@ -252,6 +259,16 @@ def test_a_damaged_cell_is_named(tmp_path):
     path.write_text(json.dumps(figures))
     with pytest.raises(MisuseError, match="plora-epsilon-1-seed-0"):
         budget.run(SMALL, tmp_path, runner=quick)
+
+
+def test_no_worker_outlives_its_study(tmp_path):
+    class Impatient(Record):
+        def cell_fails(self, failure):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        budget.run(SMALL, tmp_path, workers=2, watch=Impatient(), runner=lora_fails_and_the_rest_is_endless)
+    assert multiprocessing.active_children() == []
 
 
 def test_ctrl_c_ends_study_and_workers(tmp_path):

@@ -35,7 +35,9 @@ def study(folder: Path, seeds: int = 3, leave_out: tuple[str, ...] = ()) -> Path
         for seed, accuracies in enumerate(finals[:seeds]):
             name = f"{strategy}-epsilon-{epsilon}-seed-{seed}"
             rows = [SiteRow(s, "", n, GUESS, BASE, a) for (s, n), a in zip(ROWS.items(), accuracies, strict=True)]
-            spent = None if epsilon is None else epsilon - 0.0104 + 0.001 * seed
+            spent = (
+                99.0 if epsilon is None else epsilon - 0.0104 + 0.001 * seed
+            )  # what a run without DP states is nothing
             privacy = {"epsilon": spent, "delta": 1e-5, "noise-multiplier": 2.5, "unit": "image"}
             privacy["sentences"] = ["One picture's rows <i>come or go</i>."]
             cells[name] = {
@@ -43,7 +45,7 @@ def study(folder: Path, seeds: int = 3, leave_out: tuple[str, ...] = ()) -> Path
                 "epsilon": epsilon,
                 "seed": seed,
                 "sites": [site_figures(row) for row in rows],
-                "privacy": None if epsilon is None else privacy,
+                "privacy": privacy,
                 "versions": {"fedvlm-secure": "9.9"},
                 "insecure": [],
             }
