@@ -319,13 +319,12 @@ def _released(
     extra = np.arange(canaries.joined)
     whole = np.concatenate([units, np.max(units) + 1 + extra // canaries.rows])
     groups = np.arange(len(whole)) if by_row else whole
-    expected = dp.sample_rate * len(np.unique(groups))
     axes = torch.from_numpy(canaries.coordinates)
     releases: list[Floats] = []
 
     def observe(_: StepInfo) -> None:
         gradients = [p.grad.flatten() for p in adapter.parameters.values() if p.requires_grad and p.grad is not None]
-        releases.append(expected * torch.cat(gradients).cpu()[axes].double().numpy())
+        releases.append(dp.nominal_batch * torch.cat(gradients).cpu()[axes].double().numpy())
 
     settings = TrainSettings(steps=setting.steps, batch_size=_BATCH)
     before = adapter.state()

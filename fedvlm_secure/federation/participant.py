@@ -165,7 +165,8 @@ class Participant:
         pending = self._pending(place[0])
         shared = self._shared(self._standing(place[0] - 1), given)
         party = self._party(place[0], roster, shared)
-        self._safeguard.leaves((pending.round, pending.tries))
+        if pending.round <= self._settings.rounds:  # the closing round's counts come from no training
+            self._safeguard.leaves((pending.round, pending.tries))
         spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
         if spent is not None:
             self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=spent)

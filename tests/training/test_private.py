@@ -36,10 +36,10 @@ def test_a_step_is_the_sum_clipped_by_hand(family, monkeypatch):
     adapter, split = family.adapter(), family.split()
     limit = middle_norm(adapter, split, ROWS_OF_UNITS[1:])
     expected = clipped_by_hand(adapter, split, ROWS_OF_UNITS[1:], limit)
-    dp = PrivateSettings(noise_multiplier=1.0, max_grad_norm=limit, sample_rate=0.5)
+    dp = PrivateSettings(noise_multiplier=1.0, max_grad_norm=limit, sample_rate=0.5, nominal_batch=2.0)
     stats = train_private(adapter, split, ONE, dp, UNITS, noise=Script([False, True, True, True, True]))
-    # Divided by what is public: half of five units, whoever came.
-    assert float((2.5 * steps[0] - expected).norm() / expected.norm()) < 1e-6
+    # Divided by what is public, whoever came and however many units there are.
+    assert float((2.0 * steps[0] - expected).norm() / expected.norm()) < 1e-6
     assert (stats.units, stats.examples, stats.zeroed) == (4, 7, 0)
     assert stats.clipped == 2
 
@@ -56,7 +56,7 @@ def test_a_step_on_the_embedded_model_is_the_sum_clipped_by_hand(monkeypatch):
     expected = clipped_by_hand(adapter, split, [[0, 3], [1], [2]], limit)
     dp = PrivateSettings(noise_multiplier=1.0, max_grad_norm=limit, sample_rate=1.0)
     train_private(adapter, split, ONE, dp, np.array([0, 1, 2, 0]), noise=Script())
-    assert float((3 * steps[0] - expected).norm() / expected.norm()) < 1e-6
+    assert float((steps[0] - expected).norm() / expected.norm()) < 1e-6
 
 
 class EmbeddedRows(FakeSplit):
@@ -111,14 +111,14 @@ def test_rows_of_one_unit_count_once_however_many_they_are(monkeypatch):
     train_private(fresh(), FakeSplit(8), ONE, dp, np.zeros(8, np.int64), noise=Script())
     train_private(fresh(), FakeSplit(8), ONE, dp, np.arange(8), noise=Script())
     assert float(steps[0].norm()) == pytest.approx(0.01, rel=1e-5)
-    assert 0.01 < 8 * float(steps[1].norm()) <= 0.08
+    assert 0.01 < float(steps[1].norm()) <= 0.08
 
 
 def test_noise_reaches_every_trainable_tensor_with_the_stated_deviation(monkeypatch):
     steps = record(monkeypatch)
     adapter = fresh()
-    dp = PrivateSettings(noise_multiplier=3.0, max_grad_norm=0.5, sample_rate=0.25)
-    # Nobody is drawn: the step is noise alone, 3 · 0.5 / (0.25 · 8) times a standard normal.
+    dp = PrivateSettings(noise_multiplier=3.0, max_grad_norm=0.5, sample_rate=0.25, nominal_batch=2.0)
+    # Nobody is drawn: the step is noise alone, 3 · 0.5 / 2 times a standard normal.
     train_private(adapter, FakeSplit(8), ONE, dp, np.arange(8), noise=Script([False] * 8, noise=1.0))
     assert len(steps[0]) == sum(parameter.numel() for parameter in adapter.parameters.values())
     assert torch.allclose(steps[0], torch.full_like(steps[0], 0.75))
@@ -128,7 +128,7 @@ def test_real_noise_has_the_stated_deviation(monkeypatch):
     steps = record(monkeypatch)
     adapter, dp = fresh(rank=8), PrivateSettings(noise_multiplier=3.0, max_grad_norm=0.5, sample_rate=1e-18)
     train_private(adapter, FakeSplit(8), dataclasses.replace(ONE, steps=3), dp, np.arange(8), noise=NoiseSource())
-    drawn = torch.cat(steps) * (1e-18 * 8) / 1.5
+    drawn = torch.cat(steps) / 1.5
     count = len(drawn)
     # Six deviations of mean and variance each: false alarms below 1e-8.
     assert abs(float(drawn.mean())) < 6 / math.sqrt(count)

@@ -1,0 +1,224 @@
+"""Whole runs under differential privacy: what is charged, when, what is stated, and what the server no longer sees."""
+
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_kit import ROUNDS, adapters, interrupted
+
+from fedvlm_secure.engines import local
+from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.errors import MisuseError, PolicyRefusalError, PrivacyBudgetExhaustedError, VerificationError
+from fedvlm_secure.federation.coordinator import Coordinator
+from fedvlm_secure.federation.journal import ServerJournal
+from fedvlm_secure.federation.rundir import RunDirectory, read_json
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.privacy.accounting import Unprotected
+from fedvlm_secure.privacy.ledger import Ledger
+from fedvlm_secure.secagg.plan import Plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Make = Callable[..., Settings]
+
+SITES = [f"site-{letter}" for letter in "abcd"]
+RECORD = ("privacy.mode=record", "privacy.target-epsilon=4", "privacy.accountant=rdp")
+CLIENT = ("privacy.mode=client", "privacy.target-epsilon=30", "aggregation.rounding=stochastic")
+DELTA = 1e-5
+
+
+def ledger(run: Path, site: str = "site-a") -> Ledger:
+    return Ledger(run / "sites" / site / "state" / "ledger.sqlite", accountant="rdp", create=False)
+
+
+def spent(book: Ledger) -> float:
+    (fingerprint,) = {release.fingerprint for release in book.releases()}
+    return book.spent(fingerprint, DELTA)
+
+
+class Steps(Observer):
+    """Which site was trained in which round."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[int, str]] = set()
+        self.round = 0
+
+    def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
+        self.round = round_index
+
+    def step(self, site: str, step: int, steps: int, loss: float) -> None:
+        self.seen.add((self.round, site))
+
+
+def test_record_level_states_what_the_ledgers_hold(settings: Make, tmp_path: Path) -> None:
+    result = local.run(settings(*RECORD), tmp_path / "run")
+    stated = result.summary["privacy"]
+    assert (stated["level"], stated["unit"], stated["releases"]) == ("record", "image", ROUNDS * 2)
+    assert 3.9 < stated["epsilon"] <= 4 < stated["epsilon-without-amplification"]
+    for site in SITES:
+        book = ledger(tmp_path / "run", site)
+        assert [(r.round, r.tries, r.released) for r in book.releases()] == [(1, 1, True), (2, 1, True)]
+        assert spent(book) == pytest.approx(stated["epsilon"])
+        own = read_json(tmp_path / "run" / "sites" / site / "summary.json")
+        assert own["epsilon"] == pytest.approx(stated["epsilon"])
+        assert own["final"] is not None
+    assert "Record-level differential privacy" in (tmp_path / "run/report.html").read_text()
+    RunDirectory(tmp_path / "run").verify_manifest()
+
+
+@pytest.mark.parametrize("mode", [RECORD, CLIENT])
+def test_the_server_is_told_no_counts(settings: Make, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    result = local.run(settings(*mode), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert [(line["kind"], line["round"]) for line in lines] == [("training", 1), ("training", 2)]
+    assert all(line["total-weight"] == len(SITES) for line in lines)
+    assert {line[key] for line in lines for key in ("correct", "asked", "accuracy", "loss")} == {None}
+    assert result.summary["test-accuracy"] is None
+
+
+def test_two_runs_of_one_seed_differ_under_noise_only(settings: Make, tmp_path: Path) -> None:
+    for name, mode in (("plain", ()), ("record", RECORD), ("client", CLIENT)):
+        ends = []
+        for again in "12":
+            local.run(settings(*mode), tmp_path / (name + again))
+            ends.append(adapters(tmp_path / (name + again)))
+        assert (ends[0] == ends[1]) == (name == "plain"), name
+
+
+def test_a_round_above_the_limit_is_refused_before_it_is_trained(settings: Make, tmp_path: Path) -> None:
+    watched = Steps()
+    with pytest.raises(PrivacyBudgetExhaustedError, match="round 2 would bring .* limit is 3.5"):
+        local.run(settings(*RECORD, "privacy.epsilon-limit=3.5"), tmp_path / "run", observer=watched)
+    assert watched.seen == {(1, site) for site in SITES}
+    assert len(ledger(tmp_path / "run").releases()) == 1
+
+
+def test_the_account_goes_on_over_runs(settings: Make, tmp_path: Path) -> None:
+    kept = (*RECORD, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.epsilon-limit=4.5")
+    local.run(settings(*kept), tmp_path / "first")
+    watched = Steps()
+    with pytest.raises(PrivacyBudgetExhaustedError, match="round 1"):
+        local.run(settings(*kept), tmp_path / "second", observer=watched)
+    assert not watched.seen
+    with pytest.raises(PrivacyBudgetExhaustedError, match="without differential privacy"):
+        local.run(settings(*kept[3:]), tmp_path / "third", observer=watched)
+    assert not watched.seen
+
+
+def test_training_without_privacy_is_written_down_where_an_account_is_kept(settings: Make, tmp_path: Path) -> None:
+    local.run(settings(f"privacy.ledger={tmp_path / 'ledgers'}"), tmp_path / "run")
+    book = Ledger(tmp_path / "ledgers" / "site-b.sqlite", create=False)
+    assert [release.event for release in book.releases()] == [Unprotected(), Unprotected()]
+
+
+@pytest.mark.parametrize("mode", [RECORD, CLIENT])
+@pytest.mark.parametrize("after", [8, 13])
+def test_an_interrupted_run_is_charged_for_what_it_releases(
+    settings: Make, tmp_path: Path, mode: tuple[str, ...], after: int
+) -> None:
+    stops = 0
+    for stops in interrupted(settings(*mode), tmp_path / "run", after):
+        path = tmp_path / "run/sites/site-a/state"
+        if (path / "pending.safetensors").exists() and mode is RECORD:
+            assert ledger(tmp_path / "run").releases()  # never trained without a charge
+    assert stops > 1
+    stated = read_json(tmp_path / "run/coordinator/summary.json")["privacy"]
+    assert len(ledger(tmp_path / "run").releases()) == ROUNDS
+    assert spent(ledger(tmp_path / "run")) == pytest.approx(stated["epsilon"])
+
+
+@pytest.mark.parametrize("mode", [RECORD, CLIENT])
+def test_a_failed_attempt_is_charged_and_stated(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
+) -> None:
+    """All have answered ``unmask`` when the server finds the first sum to be garbage: it is trained, and noised, anew."""
+    monkeypatch.setattr(ServerJournal, "aggregate", _garbage_once(ServerJournal.aggregate))
+    local.run(settings(*mode), tmp_path / "run")
+    stated = read_json(tmp_path / "run/coordinator/summary.json")["privacy"]
+    book = ledger(tmp_path / "run")
+    assert [(r.round, r.tries) for r in book.releases()] == [(1, 1), (1, 2), (2, 1)]
+    assert spent(book) == pytest.approx(stated["epsilon"])
+    assert stated["releases"] == (3 * 2 if mode is RECORD else 3)
+
+
+def _garbage_once(aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    from fedvlm_secure.errors import RoundAbortedError
+
+    done = []
+
+    def once(session: ServerJournal) -> Any:
+        total = aggregate(session)
+        if not done:
+            done.append(True)
+            raise RoundAbortedError("P-8.1", party="server", phase="unmask", detail="garbage", round=session.plan.place)
+        return total
+
+    return once
+
+
+@pytest.mark.parametrize("protocol", ["pairwise", "bfv"])
+def test_client_level_noise_is_in_the_sum(settings: Make, tmp_path: Path, protocol: str) -> None:
+    chosen = settings(*CLIENT, f"aggregation.protocol={protocol}", "privacy.noise-multiplier=0.5")
+    result = local.run(chosen, tmp_path / "run")
+    stated = result.summary["privacy"]
+    assert (stated["level"], stated["noise-multiplier"], stated["releases"]) == ("client", 0.5, ROUNDS)
+    assert spent(ledger(tmp_path / "run")) == pytest.approx(stated["epsilon"])
+    assert all(release.unit == "hospital" for release in ledger(tmp_path / "run").releases())
+
+
+def test_a_server_that_asks_for_less_noise_is_refused(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    propose = Coordinator._plan
+
+    def quieter(coordinator: Coordinator, *args: Any) -> Plan:
+        plan = propose(coordinator, *args)
+        return replace(plan, noise=struct.pack(">d", plan.noise_multiplier * 0.999))
+
+    monkeypatch.setattr(Coordinator, "_plan", quieter)
+    with pytest.raises(PolicyRefusalError, match="noise multiplier"):
+        local.run(settings(*CLIENT), tmp_path / "run")
+
+
+def test_a_server_that_asks_for_coarser_numbers_is_refused(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding widens what one hospital can change: the same noise would promise less."""
+    propose = Coordinator._plan
+
+    def coarser(coordinator: Coordinator, *args: Any) -> Plan:
+        plan = propose(coordinator, *args)
+        layout = replace(plan.layout, value_bits=3)
+        plan = replace(plan, layout=layout)
+        return replace(plan, ring_bits=layout.ring_bits(len(plan.cohort), plan.noise_tail))
+
+    monkeypatch.setattr(Coordinator, "_plan", coarser)
+    with pytest.raises(PolicyRefusalError, match="value_bits"):
+        local.run(settings(*CLIENT), tmp_path / "run")
+
+
+def test_a_ledger_that_was_rolled_back_is_noticed(settings: Make, tmp_path: Path) -> None:
+    """Even where file and anchor are restored together: the run remembers what it has seen."""
+    ledgers = tmp_path / "ledgers"
+    chosen = settings(*RECORD, f"privacy.ledger={ledgers}")
+    runs = interrupted(chosen, tmp_path / "run", 13)
+    next(runs)
+    shutil.copytree(ledgers, tmp_path / "backup")
+    next(runs)
+    shutil.rmtree(ledgers)
+    shutil.copytree(tmp_path / "backup", ledgers)
+    with pytest.raises(VerificationError, match="L-3"):
+        next(runs)
+
+
+def test_too_few_units_for_delta(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="delta"):
+        local.run(settings(*RECORD, "privacy.target-delta=0.2"), tmp_path / "run")
+
+
+def test_ckks_cannot_carry_the_noise(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="ckks"):
+        local.run(settings(*CLIENT, "aggregation.protocol=ckks"), tmp_path / "run")
