@@ -6,8 +6,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from fedvlm_secure.cli import app
+from fedvlm_secure.engines import budget as engine
 
 MAIN = [sys.executable, "-c", "from fedvlm_secure.cli import main; main()", "budget"]
 
@@ -59,6 +64,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], says: str, tmp_
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "cells", "rounds"),
+    [([], "budget", 14, 6), (["--full"], "budget-full", 33, 12), (["--set", "rounds = 3"], "budget", 14, 3)],
+)
+def test_what_is_asked_by_default(
+    words: list[str], out: str, cells: int, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "run", lambda plan, folder, **_: asked.append((plan, folder)) or ())
+    assert CliRunner().invoke(app, ["budget", *words]).exit_code == 0
+    ((plan, folder),) = asked
+    assert folder == Path("runs") / out
+    assert len(plan.tasks(folder)) == cells
+    assert {task.settings.rounds for task in plan.tasks(folder)} == {rounds}
+    assert "rounds" in plan.command  # whatever the defaults of another day are
 
 
 @pytest.mark.slow
