@@ -90,7 +90,7 @@ def test_two_runs_of_one_seed_differ_under_noise_only(settings: Make, tmp_path: 
 
 def test_a_round_above_the_limit_is_refused_before_it_is_trained(settings: Make, tmp_path: Path) -> None:
     watched = Steps()
-    with pytest.raises(PrivacyBudgetExhaustedError, match="round 2 would bring .* limit is 3.5"):
+    with pytest.raises(PrivacyBudgetExhaustedError, match=r"round 2 would bring .* limit is 3\.5"):
         local.run(settings(*RECORD, "privacy.epsilon-limit=3.5"), tmp_path / "run", observer=watched)
     assert watched.seen == {(1, site) for site in SITES}
     assert len(ledger(tmp_path / "run").releases()) == 1
@@ -120,7 +120,7 @@ def test_an_interrupted_run_is_charged_for_what_it_releases(
     settings: Make, tmp_path: Path, mode: tuple[str, ...], after: int
 ) -> None:
     stops = 0
-    for stops in interrupted(settings(*mode), tmp_path / "run", after):
+    for stops in interrupted(settings(*mode), tmp_path / "run", after):  # noqa: B007  # used below
         path = tmp_path / "run/sites/site-a/state"
         if (path / "pending.safetensors").exists() and mode is RECORD:
             assert ledger(tmp_path / "run").releases()  # never trained without a charge
@@ -134,7 +134,7 @@ def test_an_interrupted_run_is_charged_for_what_it_releases(
 def test_a_failed_attempt_is_charged_and_stated(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
 ) -> None:
-    """All have answered ``unmask`` when the server finds the first sum to be garbage: it is trained, and noised, anew."""
+    """All have answered ``unmask`` when the first sum turns out to be garbage: it is trained, and noised, anew."""
     monkeypatch.setattr(ServerJournal, "aggregate", _garbage_once(ServerJournal.aggregate))
     local.run(settings(*mode), tmp_path / "run")
     stated = read_json(tmp_path / "run/coordinator/summary.json")["privacy"]
