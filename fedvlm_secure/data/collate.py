@@ -15,6 +15,9 @@ from torch.nn.functional import pad
 from fedvlm_secure.errors import MisuseError
 
 IGNORED = -100
+# By token, so padded and cut with the text; the last only of processors that tell prompt from answer (PaliGemma), whose
+# models would otherwise attend differently in batches with and without padding.
+_BY_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids")
 Batch = dict[str, torch.Tensor]
 
 
@@ -43,7 +46,8 @@ class Collator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Return ``input_ids``, ``attention_mask``, ``labels`` (int64 [n, length]) and ``pixel_values`` (float32).
 
-        ``pixel_attention_mask`` is there only where a picture is smaller than its frame. ``labels`` are -100 except
+        ``pixel_attention_mask`` is there only where a picture is smaller than its frame, ``token_type_ids`` only where
+        the processor gives them. ``labels`` are -100 except
         on the answer's tokens and its end of turn.
 
         Raises:
@@ -66,7 +70,8 @@ class Collator:
             end = int(lengths[place])
             start = end - self._answer_length(*pair)
             labels[place, start:end] = batch["input_ids"][place, start:end]
-        tensors = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")} | {"labels": labels}
+        kept = [name for name in ("input_ids", "attention_mask", "token_type_ids", "pixel_values") if name in batch]
+        tensors = {name: batch[name] for name in kept} | {"labels": labels}
         mask = batch.get("pixel_attention_mask")
         return tensors if mask is None or bool(mask.all()) else tensors | {"pixel_attention_mask": mask}
 
@@ -99,7 +104,7 @@ class EncodedSplit(torch.utils.data.Dataset[Batch]):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         picked = {name: tensor[chosen] for name, tensor in self.tensors.items()}
         length = int(picked["attention_mask"].sum(dim=1).max())
-        for name in ("input_ids", "attention_mask", "labels"):
+        for name in picked.keys() & set(_BY_TOKEN):
             picked[name] = picked[name][:, :length]
         return picked
 
@@ -121,10 +126,10 @@ def encode(split: datasets.Dataset, processor: Any, max_length: int = 512) -> En
         collate([split[place] for place in range(at, min(at + 256, len(split)))]) for at in range(0, len(split), 256)
     ]
     longest = max(part["input_ids"].shape[1] for part in parts)
-    fill = {"input_ids": processor.tokenizer.pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}
+    fill = {"input_ids": processor.tokenizer.pad_token_id or 0, "labels": IGNORED}
     for part in parts:
-        for name, value in fill.items():
-            part[name] = pad(part[name], (0, longest - part[name].shape[1]), value=value)
+        for name in part.keys() & set(_BY_TOKEN):
+            part[name] = pad(part[name], (0, longest - part[name].shape[1]), value=fill.get(name, 0))
         if any("pixel_attention_mask" in other for other in parts):
             pixels = part["pixel_values"]
             full = torch.ones(*pixels.shape[:2], *pixels.shape[-2:], dtype=torch.int64)

@@ -91,6 +91,21 @@ def test_an_encoded_split_gives_what_the_collator_gives(processor, hospitals):
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
+class Typed(Padded):
+    """A processor that says of each token whether it belongs to the prompt, as PaliGemma's does."""
+
+    def __call__(self, **inputs):
+        batch = self._whole(**inputs)
+        batch["token_type_ids"] = batch["attention_mask"] * 3
+        return batch
+
+
+def test_token_types_stay_with_their_tokens(processor, hospitals):
+    split = hospitals["validation"].select(range(300))
+    batch = data.encode(split, Typed(processor)).batch([7, 299, 0])
+    assert torch.equal(batch["token_type_ids"], batch["attention_mask"] * 3)
+
+
 def test_an_empty_split_is_refused(processor, hospitals):
     with pytest.raises(MisuseError, match="no rows"):
         data.encode(hospitals["test"].select([]), processor)
