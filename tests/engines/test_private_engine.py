@@ -88,6 +88,12 @@ def test_two_runs_of_one_seed_differ_under_noise_only(settings: Make, tmp_path: 
         assert (ends[0] == ends[1]) == (name == "plain"), name
 
 
+def test_adapters_that_share_nothing_are_charged_too(settings: Make, tmp_path: Path) -> None:
+    """A personal adapter is published where its hospital likes."""
+    result = local.run(settings(*RECORD, "adapter.strategy=local"), tmp_path / "run")
+    assert spent(ledger(tmp_path / "run")) == pytest.approx(result.summary["privacy"]["epsilon"])
+
+
 def test_a_round_above_the_limit_is_refused_before_it_is_trained(settings: Make, tmp_path: Path) -> None:
     watched = Steps()
     with pytest.raises(PrivacyBudgetExhaustedError, match=r"round 2 would bring .* limit is 3\.5"):
