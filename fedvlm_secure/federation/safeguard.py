@@ -43,7 +43,9 @@ class Protected:
     fingerprint: str
 
 
-@lru_cache(maxsize=16)
+_calibrated = lru_cache(maxsize=16)(noise_multiplier)  # takes seconds, and is asked for by every hospital of a run
+
+
 def steps_of_a_run(settings: Settings) -> SampledGaussian:
     """All steps that a hospital makes in a run under record-level privacy: the same noise at every hospital.
 
@@ -51,7 +53,7 @@ def steps_of_a_run(settings: Settings) -> SampledGaussian:
         MisuseError: no noise keeps them within the target.
     """
     table, steps = settings.privacy, settings.rounds * settings.training.steps
-    noise = table.noise_multiplier or noise_multiplier(
+    noise = table.noise_multiplier or _calibrated(
         table.target_epsilon, table.target_delta, table.sample_rate, steps, table.accountant
     )
     return SampledGaussian(noise, table.sample_rate, steps)
