@@ -32,7 +32,10 @@ def units_of(split: datasets.Dataset, unit: str) -> NDArray[np.int64]:
     else:
         columns = ", ".join(split.column_names)
         raise MisuseError(f"privacy.unit = {unit!r} is no column of the rows; choices: image, row, or one of {columns}")
-    if missing := [place for place, value in enumerate(values) if value in (None, "")]:
+    if not all(isinstance(value, str | bytes | int | float | None) for value in values):
+        raise MisuseError(f"privacy.unit = {unit!r} holds more than text and numbers; choose another column")
+    # A number that is none is unequal to itself, and would make a unit of each row.
+    if missing := [place for place, value in enumerate(values) if value in (None, "") or value != value]:
         raise MisuseError(f"privacy.unit = {unit!r}: row {missing[0]} has nothing in that column; fill it in")
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)

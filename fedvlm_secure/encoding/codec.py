@@ -27,6 +27,8 @@ RANGE_DEVIATIONS = 8.5
 
 ROUNDINGS = ("stochastic", "nearest")
 
+_PRECISE = 2.0**-500  # squares of it are still normal numbers
+
 _CHECKS = (1, 0, 0)  # what every client adds to the check coordinates
 
 Total = NDArray[np.int64] | NDArray[np.float64]  # integers, or floats whose counters and checks are whole numbers
@@ -92,6 +94,8 @@ class Codec:
             raise MisuseError(f"rounding is {self.rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
         if self.noise and (self.rounding != "stochastic" or self.layout.weight_max != 1):
             raise MisuseError("noise takes stochastic rounding and a weight of 1")
+        if self.noise and not _PRECISE <= self.step <= 1 / _PRECISE:
+            raise MisuseError(f"clip_norm is {self.clip_norm}; with noise its steps must be doubles of full precision")
 
     @property
     def step(self) -> float:

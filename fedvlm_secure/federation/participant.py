@@ -4,6 +4,7 @@ Everything it does is durable and repeatable: an interrupted round goes on from 
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,15 +127,15 @@ class Participant:
         state = self._adapter.state()
         values = self._adapter.layout(round_index).flatten(state) - shared
         update = Update(values, counters(self._weight, standing.validation, self._settings))
+        Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
             stage="training",
             **{"steps": stats.steps, "mean-loss": stats.mean_loss, "last-loss": stats.last_loss},
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
-            epsilon=spent,
+            epsilon=_written(spent),
         )
-        Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
 
     def prepare_evaluation(self, round_index: int, given: np.ndarray | None) -> None:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
@@ -164,18 +165,18 @@ class Participant:
         """
         pending = self._pending(place[0])
         shared = self._shared(self._standing(place[0] - 1), given)
-        party = self._party(place[0], roster, shared)
+        party = self._party(place, roster, shared)
         if pending.round <= self._settings.rounds:  # the closing round's counts come from no training
-            self._safeguard.leaves((pending.round, pending.tries))
+            self._safeguard.leaves((pending.round, pending.tries), fingerprint(pending.update))
         spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
         if spent is not None:
-            self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=spent)
+            self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=_written(spent))
         return ClientJournal(self._session_path, self._protocol.client, party, pending.update, place)
 
     def spent(self, round_index: int) -> float | None:
         """ε of all that this hospital's data has released by the end of the round; None where no ledger is kept."""
-        lines = [line for line in self._folder.metrics.lines() if line["round"] == round_index]
-        return next((line["epsilon"] for line in lines if line.get("epsilon") is not None), None)
+        lines = [line for line in self._folder.metrics.lines() if line["round"] <= round_index]
+        return max((float(line["epsilon"]) for line in lines if line.get("epsilon") is not None), default=None)
 
     def adopt(self, round_index: int, roster: bytes, result: Callable[[], Result]) -> Evaluation:
         """Take over the round's new shared state, keep the personal tensors just trained, and look how that does.
@@ -209,7 +210,6 @@ class Participant:
         accuracy = {
             line["stage"]: line["accuracy"] for line in self._folder.metrics.lines() if line.get("split") == "test"
         }
-        known = [line["epsilon"] for line in self._folder.metrics.lines() if line.get("epsilon") is not None]
         rows = {"train": self.rows.train, "validation": self.rows.validation, "test": self.rows.test}
         write_json(
             self._folder.path / "summary.json",
@@ -220,7 +220,7 @@ class Participant:
                 "question-only": self.rows.question_only,
                 "base": accuracy.get("base"),
                 "final": accuracy.get("final"),
-                "epsilon": max(known, default=None),
+                "epsilon": _written(self.spent(self._settings.rounds)),
             },
         )
 
@@ -240,8 +240,9 @@ class Participant:
     def _session_path(self) -> Path:
         return self._folder.state / "session.sqlite"
 
-    def _party(self, round_index: int, roster: bytes, shared: np.ndarray) -> Party:
-        """This hospital as it enters a round that starts from ``shared``."""
+    def _party(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> Party:
+        """This hospital as it enters the attempt (round, attempt), which starts from ``shared``."""
+        round_index = place[0]
         members = open_roster(roster, pinned=self._pin_path.read_bytes())
         members.check_current(time.time())
 
@@ -250,12 +251,11 @@ class Participant:
             return self._model_hash(round_index + 1, self._next)
 
         model = self._model_hash(round_index, shared)
-        return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following)
+        return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following, place)
 
     def _policy(self, roster: Roster, size: int) -> Policy:
-        noised = self._settings.privacy.mode == "client"
-        least = noisy_sums(self._settings, _cohort(roster), size).noise_multiplier if noised else 0.0
-        return policy_of(self._settings, least)
+        noised = self._settings.privacy.mode == "client" and size > 0
+        return policy_of(self._settings, noisy_sums(self._settings, _cohort(roster), size) if noised else None)
 
     def _model_hash(self, round_index: int, shared: np.ndarray) -> bytes:
         return model_hash(self._base, self._adapter.settings, self._adapter.layout(round_index), shared)
@@ -267,7 +267,7 @@ class Participant:
             assert self._protocol.catch_up is not None  # since the result is sealed
             before = self._shared(standing, None)
             memory, _ = remembered(self._session_path)
-            party = self._party(round_index, roster, before)
+            party = self._party((round_index, 0), roster, before)
             reading = self._protocol.catch_up(party, memory, result.message)
             plan = reading.plan
             keep_memory(self._session_path, reading.memory)
@@ -336,6 +336,11 @@ class Participant:
         self._folder.metrics.record(
             ("stage", "round"), round=pending.round, stage="encoding", saturated=saturated, clipped=clipped
         )
+
+
+def _written(epsilon: float | None) -> float | str | None:
+    """ε for a file of JSON, which has no infinity: a data set without a bound is not one without a ledger."""
+    return "inf" if epsilon == math.inf else epsilon
 
 
 def _cohort(roster: Roster) -> tuple[str, ...]:

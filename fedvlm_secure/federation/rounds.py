@@ -117,8 +117,8 @@ def _propose(
     )
 
 
-def policy_of(settings: Settings, least_noise: float = 0.0) -> Policy:
-    """A hospital's floors, from the settings; ``least_noise`` as :func:`noisy_sums` says."""
+def policy_of(settings: Settings, noised: DistributedGaussian | None = None) -> Policy:
+    """A hospital's floors, from the settings, and not below what the promise about ``noised`` sums counts on."""
     table, proposed = settings.policy, settings.aggregation.protocol
     protocols = table.protocols
     if protocols is None:
@@ -128,14 +128,14 @@ def policy_of(settings: Settings, least_noise: float = 0.0) -> Policy:
         max_corrupt = 0 if set(protocols) <= set(SHARED_KEY) else 1
     return Policy(
         threat_model=table.threat_model,
-        max_corrupt=max_corrupt,
+        max_corrupt=max(max_corrupt, noised.max_corrupt if noised else 0),
         min_cohort=table.min_cohort,
-        min_survivors=table.min_survivors,
+        min_survivors=max(table.min_survivors, noised.min_survivors if noised else 0),
         protocols=protocols,
         shared_key_despite_collusion=table.shared_key_despite_collusion,
         published=table.published,
-        least_noise_multiplier=least_noise,
-        least_value_bits=settings.aggregation.value_bits if least_noise else 2,
+        least_noise_multiplier=noised.noise_multiplier if noised else 0.0,
+        least_value_bits=settings.aggregation.value_bits if noised else 2,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm_secure.adapters import Adapter
+from fedvlm_secure.errors import PrivacyBudgetExhaustedError
 from fedvlm_secure.federation.rounds import noisy_sums
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
@@ -138,10 +139,10 @@ class Safeguard:
         )
         return stats, spent
 
-    def leaves(self, place: tuple[int, int]) -> None:
-        """Note that what was trained at (round, how often) is kept and about to be sent."""
+    def leaves(self, place: tuple[int, int], result: bytes) -> None:
+        """Note that ``result``, a digest of what was trained at (round, how often), is kept and about to be sent."""
         if self._settings.privacy.mode == "record" or self._keeps_account:
-            self._ledger().release(self._run, *place)
+            self._ledger().release(self._run, *place, result=result.hex())
 
     def noised(self, place: tuple[int, int], cohort: tuple[str, ...], size: int) -> float | None:
         """Charge the attempt (round, attempt) if its sum gets client-level noise; returns and raises as `train`."""
@@ -158,6 +159,7 @@ class Safeguard:
 
     def _charge(self, place: tuple[int, int], event: Event, unit: str) -> float:
         ledger = self._ledger()
+        self._check_run(ledger, place)
         spent = ledger.reserve(
             self._run,
             *place,
@@ -169,6 +171,17 @@ class Safeguard:
         head = ledger.head()
         write_json(self._seen, {"entries": head.entries, "hash": head.hash.hex()}, PRIVATE)
         return spent
+
+    def _check_run(self, ledger: Ledger, place: tuple[int, int]) -> None:
+        """A server that says «failed, again» for ever must not spend for ever: the hospital counts for itself."""
+        settings = self._settings
+        most = settings.rounds + settings.aggregation.attempts - 1
+        charged = {release.key[1:] for release in ledger.releases() if release.run == self._run}
+        if place[0] > settings.rounds or len(charged | {place}) > most:
+            raise PrivacyBudgetExhaustedError(
+                f"round {place[0]}, try {place[1]} is more than the {settings.rounds} rounds and "
+                f"{settings.aggregation.attempts - 1} repetitions that {self._name} agreed to; nothing was trained"
+            )
 
     def _ledger(self) -> Ledger:
         """The hospital's ledger, which must hold what this run has seen in it before."""

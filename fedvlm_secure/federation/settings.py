@@ -102,8 +102,8 @@ class PrivacyTable(_Table):
 
     mode: Literal["none", "record", "client"] = "none"
     target_epsilon: Positive = 8.0
-    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    noise_multiplier: Positive | None = None
+    target_delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)] | None = None
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     unit: Annotated[str, Field(min_length=1)] = "image"

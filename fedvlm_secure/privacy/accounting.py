@@ -31,6 +31,8 @@ ACCOUNTANTS: tuple[str, ...] = get_args(Accountant)
 # Beyond this ε the grids of the two numerical accountants take minutes and gigabytes; the closed bounds do not.
 LARGEST_ON_A_GRID = 100.0
 LARGEST_NOISE_MULTIPLIER = 1e6
+# Below these δ the rounding of the grids' floating-point sums, some 1e-16 a step, is no longer far beneath δ.
+_LEAST_DELTA, _ROUNDING = 1e-8, 1e-12
 _SMALLEST_NOISE_MULTIPLIER = 1e-2
 _WHOLE_ORDERS = [*range(2, 64), *range(64, 512, 16), 1024]  # Rényi's bound of sampling is exact at whole orders only
 _DECIMALS = 4  # of a calibrated noise multiplier: every hospital finds the same number, and can write it down
@@ -206,7 +208,8 @@ def _sampled(mechanisms: tuple[SampledGaussian, ...], delta: float, accountant: 
     if all(each.sample_rate == 1 for each in mechanisms):
         return exact
     bound = min(_rdp(mechanisms, delta), exact)  # to be drawn only sometimes is never worse than always
-    if accountant == "rdp" or bound > LARGEST_ON_A_GRID:
+    steps = sum(each.steps for each in mechanisms)
+    if accountant == "rdp" or bound > LARGEST_ON_A_GRID or delta < max(_LEAST_DELTA, steps * _ROUNDING):
         return bound
     return min(bound, _prv(mechanisms, delta, bound) if accountant == "prv" else _pld(mechanisms, delta))
 

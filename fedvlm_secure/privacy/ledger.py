@@ -30,6 +30,7 @@ class Release:
         event: what was spent.
         time: when it was reserved, in seconds since 1970.
         released: its result was on the way; otherwise it is reserved, which costs the same.
+        result: the name of that result.
     """
 
     fingerprint: str
@@ -41,6 +42,7 @@ class Release:
     event: Event
     time: int
     released: bool = False
+    result: str = ""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -49,7 +51,7 @@ class Release:
 
     def same_charge(self, other: "Release") -> bool:
         """Whether both stand for the same spending, whenever it was written down."""
-        return replace(self, time=0, released=False) == replace(other, time=0, released=False)
+        return replace(self, time=0, released=False, result="") == replace(other, time=0, released=False, result="")
 
 
 def fingerprint(rows: Iterable[bytes]) -> str:
@@ -79,7 +81,7 @@ class _Book:
                 self.releases[release.key] = release
             elif content["kind"] == "release":
                 key = content["run"], content["round"], content["tries"]
-                self.releases[key] = replace(self.releases[key], released=True)
+                self.releases[key] = replace(self.releases[key], released=True, result=content["result"])
 
     def of(self, fingerprint: str) -> list[Release]:
         """The data set's releases."""
@@ -157,7 +159,7 @@ class Ledger:
         this has counted too much at worst.
 
         Returns:
-            ε at ``delta`` of everything the data set has released, this included.
+            ε of everything the data set has released, this included, at the smallest δ asked for so far.
 
         Raises:
             PrivacyBudgetExhaustedError: that would be above the limit; nothing was written.
@@ -170,25 +172,32 @@ class Ledger:
                 _check_repeated(known, wanted)
             before = [each for each in book.of(fingerprint) if each.key != wanted.key]
             _check_unit(before, event, unit)
-            total = self._total(before, delta, event)
+            # At the strictest δ that was ever asked for: at a larger one the same releases would seem to cost less.
+            strictest = min([delta, *(each.delta for each in before)])
+            total = self._total(before, strictest, event)
             if self._limit is not None and total > self._limit:
-                raise PrivacyBudgetExhaustedError(_exhausted(wanted, total, self._limit))
+                raise PrivacyBudgetExhaustedError(_exhausted(replace(wanted, delta=strictest), total, self._limit))
             if known is None:
                 book.chain.append(_reservation(wanted))
             return total
 
-    def release(self, run: str, round: int, tries: int) -> None:
+    def release(self, run: str, round: int, tries: int, *, result: str = "") -> None:
         """Note that the result is kept and about to leave: call it once that is so, and before anything is sent.
 
+        Args:
+            result: names the result, such as its digest in hex.
+
         Raises:
-            MisuseError: it was never reserved, and must not leave.
+            MisuseError: it was never reserved, or another result has left under its charge; it must not leave.
         """
         with self._opened() as book:
             known = book.releases.get((run, round, tries))
             if known is None:
                 raise MisuseError(f"round {round} of run {run} was never charged in {self._path}; reserve it first")
             if not known.released:
-                book.chain.append({"kind": "release", "run": run, "round": round, "tries": tries})
+                book.chain.append({"kind": "release", "run": run, "round": round, "tries": tries, "result": result})
+            elif known.result != result:
+                raise MisuseError(f"round {round}, try {tries} has left with another result; this one was not charged")
 
     def _total(self, releases: Iterable[Release], delta: float, *more: Event) -> float:
         return epsilon([*(each.event for each in releases), *more], delta, self._accountant)

@@ -21,7 +21,13 @@ _ACCOUNTANTS = {
     "pld": "privacy loss distributions (PLD)",
     "rdp": "Rényi divergences (RDP)",
 }
-_NOT_COVERED = "validation and test figures", "the choice of settings", "timing", "who takes part"
+_NOT_COVERED = (
+    "a hospital's own figures about its training rows: how many there are, losses, the question-only baseline",
+    "validation and test figures",
+    "the choice of settings",
+    "timing",
+    "who takes part",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,7 @@ def _composition(said: PrivacyStatement) -> str:
     rounds = "1 round" if said.rounds == 1 else f"{said.rounds} rounds"
     return (
         f"It is for the whole run, {rounds} with {what} composed, and covers every intermediate model as well as the "
-        "last; what earlier or later runs on the same data add is in each hospital's own ledger."
+        "last; what other runs on the same data add is in a hospital's ledger, if its runs share one (privacy.ledger)."
     )
 
 
@@ -221,7 +227,10 @@ def _client(said: PrivacyStatement) -> list[str]:
         f"It holds for sums over as few as {said.min_survivors} hospitals, fewer are never opened, and against "
         f"{observers} own noise, together with the server."
     )
-    key = "All hospitals hold the key of this protocol: the guarantee ends where one of them gives it to the server."
+    key = (
+        "All hospitals hold the key of this protocol: the guarantee ends where one of them gives it to the server, and "
+        "where a lying server has hospitals read sums of different survivors and compare them."
+    )
     generator = "Noise is drawn in exact integers from a generator seeded by the operating system (secure_rng: true)."
     inside = (
         "It is about a hospital's whole update in each sum; inside the hospital nothing is noised, and nothing is "

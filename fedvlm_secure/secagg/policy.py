@@ -50,6 +50,7 @@ class Party:
     Attributes:
         model: the hash the client computed itself over everything it loaded.
         following: the hash of the model that follows from a decoded sum, where clients are those who read it.
+        place: (round, attempt) that the client has prepared, and been charged, for; None accepts any later one.
     """
 
     name: ClientId
@@ -58,6 +59,7 @@ class Party:
     policy: Policy
     model: bytes
     following: Callable[[Decoded], bytes] | None = None
+    place: tuple[int, int] | None = None
 
 
 def check_plan(plan: Plan, party: Party, memory: Memory, phase: str, *, taking_part: bool = True) -> None:
@@ -91,6 +93,8 @@ def _rules(plan: Plan, party: Party, memory: Memory, taking_part: bool) -> Itera
     yield "P-2.5", _ring_fits(plan), ring
     news = _is_news(plan, memory) or not taking_part
     yield "P-2.7", news, "is not later than the last plan this client began in the run"
+    expected = party.place in (None, plan.place) or not taking_part
+    yield "P-2.7", expected, "is not for the attempt that this client has prepared for"
 
 
 def _cohort_is_sound(plan: Plan, roster: Roster) -> bool:

@@ -41,6 +41,14 @@ def test_a_unit_that_is_no_column_or_not_filled_in(rows: datasets.Dataset) -> No
         units_of(rows, "visit")
 
 
+def test_a_missing_number_is_no_unit() -> None:
+    patients = datasets.Dataset.from_dict({"patient": [1.0, float("nan"), 1.0], "visits": [[1], [2], [3]]})
+    with pytest.raises(MisuseError, match="row 1 has nothing"):
+        units_of(patients, "patient")
+    with pytest.raises(MisuseError, match="more than text and numbers"):
+        units_of(patients, "visits")
+
+
 def test_a_rows_digest_follows_picture_question_and_answer(rows: datasets.Dataset) -> None:
     digests = list(row_digests(rows))
     assert len(set(digests)) == 4

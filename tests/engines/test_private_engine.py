@@ -3,21 +3,31 @@
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_kit import ROUNDS, adapters, interrupted
 
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
-from fedvlm_secure.errors import MisuseError, PolicyRefusalError, PrivacyBudgetExhaustedError, VerificationError
+from fedvlm_secure.errors import (
+    MisuseError,
+    PolicyRefusalError,
+    PrivacyBudgetExhaustedError,
+    ProtocolError,
+    RoundAbortedError,
+    VerificationError,
+)
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
-from fedvlm_secure.federation.rundir import RunDirectory, read_json
+from fedvlm_secure.federation.rundir import Folder, RunDirectory, read_json
+from fedvlm_secure.federation.safeguard import Protected, Safeguard
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.privacy.accounting import Unprotected
+from fedvlm_secure.privacy.accounting import SampledGaussian, Unprotected
 from fedvlm_secure.privacy.ledger import Ledger
 from fedvlm_secure.secagg.plan import Plan
 
@@ -151,8 +161,6 @@ def test_a_failed_attempt_is_charged_and_stated(
 
 
 def _garbage_once(aggregate: Callable[..., Any]) -> Callable[..., Any]:
-    from fedvlm_secure.errors import RoundAbortedError
-
     done = []
 
     def once(session: ServerJournal) -> Any:
@@ -221,8 +229,69 @@ def test_a_ledger_that_was_rolled_back_is_noticed(settings: Make, tmp_path: Path
 
 
 def test_too_few_units_for_delta(settings: Make, tmp_path: Path) -> None:
-    with pytest.raises(MisuseError, match="delta"):
-        local.run(settings(*RECORD, "privacy.target-delta=0.2"), tmp_path / "run")
+    chosen = settings(*RECORD, "privacy.target-delta=1e-3")
+    for units, sound in ((99, True), (101, False)):
+        guard = Safeguard("site-a", Folder(tmp_path), Protected(np.arange(units), "0" * 64), chosen)
+        with nullcontext() if sound else pytest.raises(MisuseError, match="delta"):
+            guard.check()
+
+
+def test_a_server_that_runs_another_attempt_than_it_announced_is_refused(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hospital is charged for the announced attempt: the sums of others would be free."""
+    propose = Coordinator._plan
+
+    def later(coordinator: Coordinator, *args: Any) -> Plan:
+        return replace(propose(coordinator, *args), attempt=coordinator.attempt + 1)
+
+    monkeypatch.setattr(Coordinator, "_plan", later)
+    with pytest.raises(ProtocolError, match=r"P-2\.7: is not for the attempt"):
+        local.run(settings(*CLIENT, "aggregation.attempts=1"), tmp_path / "run")
+
+
+def test_a_server_that_counts_on_fewer_colluders_is_refused(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The promise is about two colluders; the policy's own floor is one."""
+    propose = Coordinator._plan
+
+    def trusting(coordinator: Coordinator, *args: Any) -> Plan:
+        plan = propose(coordinator, *args)
+        less = replace(plan, max_corrupt=1)
+        return replace(less, ring_bits=less.layout.ring_bits(len(less.cohort), less.noise_tail))
+
+    monkeypatch.setattr(Coordinator, "_plan", trusting)
+    with pytest.raises(PolicyRefusalError, match="max_corrupt 1 is below 2"):
+        local.run(settings(*CLIENT, "aggregation.max-corrupt=2"), tmp_path / "run")
+
+
+def test_a_hospital_counts_rounds_and_repetitions_for_itself(settings: Make, tmp_path: Path) -> None:
+    chosen = settings(*CLIENT, "aggregation.attempts=2")
+    guard = Safeguard("site-a", Folder(tmp_path), Protected(np.arange(9), "0" * 64), chosen)
+    names = tuple(SITES)
+    for place in ((1, 1), (1, 2), (1, 2), (2, 1)):
+        assert guard.noised(place, names, 100)
+    for place in ((2, 2), (3, 1), (1, 3)):
+        with pytest.raises(PrivacyBudgetExhaustedError, match="agreed to"):
+            guard.noised(place, names, 100)
+
+
+def test_a_result_of_a_copied_run_is_not_charged_to_the_first(settings: Make, tmp_path: Path) -> None:
+    chosen = settings(*RECORD, f"privacy.ledger={tmp_path / 'ledgers'}")
+    guard = Safeguard("site-a", Folder(tmp_path), Protected(np.arange(9), "0" * 64), chosen)
+    guard._charge((1, 1), SampledGaussian(1.0, 0.5, 2), "image")
+    guard.leaves((1, 1), b"one")
+    guard.leaves((1, 1), b"one")
+    with pytest.raises(MisuseError, match="another result"):
+        guard.leaves((1, 1), b"other")
+
+
+def test_earlier_training_without_privacy_is_not_forgotten(settings: Make, tmp_path: Path) -> None:
+    kept = f"privacy.ledger={tmp_path / 'ledgers'}"
+    local.run(settings(kept), tmp_path / "open")
+    local.run(settings(*RECORD, kept), tmp_path / "private")
+    assert read_json(tmp_path / "private/sites/site-a/summary.json")["epsilon"] == "inf"
 
 
 def test_ckks_cannot_carry_the_noise(settings: Make, tmp_path: Path) -> None:
