@@ -273,8 +273,10 @@ def test_no_worker_outlives_its_study(tmp_path):
 
 def test_ctrl_c_ends_study_and_workers(tmp_path):
     program = (
-        "import pathlib, sys\nimport test_budget_engine as t\nfrom fedvlm_secure.engines import budget\n"
-        "if __name__ == '__main__':\n    budget.run(t.SMALL, pathlib.Path(sys.argv[1]), workers=2, runner=t.endless)\n"
+        "import pathlib, signal, sys\nimport test_budget_engine as t\nfrom fedvlm_secure.engines import budget\n"
+        # Whoever runs the tests in the background may have had the signal ignored, and children inherit that.
+        "if __name__ == '__main__':\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    budget.run(t.SMALL, pathlib.Path(sys.argv[1]), workers=2, runner=t.endless)\n"
     )
     script = tmp_path / "program.py"
     script.write_text(program)
