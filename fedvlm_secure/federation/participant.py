@@ -44,7 +44,7 @@ class Rows:
     train: Split
     validation: Split
     test: Split
-    protected: Protected
+    protected: Protected | None  # None in a run whose settings keep no account
     question_only: float
     description: str
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm_secure.adapters import Adapter
-from fedvlm_secure.errors import PrivacyBudgetExhaustedError
+from fedvlm_secure.errors import MisuseError, PrivacyBudgetExhaustedError
 from fedvlm_secure.federation.rounds import noisy_sums
 from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
 from fedvlm_secure.federation.settings import Settings
@@ -93,8 +93,11 @@ def statement(settings: Settings, cohort: tuple[str, ...], size: int, repeated: 
 class Safeguard:
     """What stands between one hospital's rows and everything that leaves it."""
 
-    def __init__(self, name: str, folder: Folder, protected: Protected, settings: Settings) -> None:
-        self._name, self._folder, self._protected, self._settings = name, folder, protected, settings
+    def __init__(self, name: str, folder: Folder, protected: Protected | None, settings: Settings) -> None:
+        if protected is None and settings.keeps_account:
+            raise MisuseError(f"{name}: rows whose units and fingerprint are not known cannot be charged for")
+        self._name, self._folder, self._settings = name, folder, settings
+        self._protected = protected or Protected(np.zeros(0, np.int64), "")
 
     def check(self) -> None:
         """Refuse a run that cannot be private here, before anything is trained.
@@ -154,8 +157,7 @@ class Safeguard:
     @property
     def _keeps_account(self) -> bool:
         """Whether training without record-level privacy is written down too."""
-        privacy = self._settings.privacy
-        return privacy.mode == "none" and (privacy.ledger is not None or privacy.epsilon_limit is not None)
+        return self._settings.privacy.mode == "none" and self._settings.keeps_account
 
     def _charge(self, place: tuple[int, int], event: Event, unit: str) -> float:
         ledger = self._ledger()

@@ -204,6 +204,12 @@ class Settings(_Table):
         return "\n\n".join(["\n".join(top), *tables]) + "\n"
 
     @property
+    def keeps_account(self) -> bool:
+        """Whether hospitals write down what their data releases; without privacy, ledger or limit nobody asks."""
+        privacy = self.privacy
+        return privacy.mode != "none" or privacy.ledger is not None or privacy.epsilon_limit is not None
+
+    @property
     def insecure(self) -> tuple[str, ...]:
         """What this run opts into that protects less than the default, for reports to say loudly."""
         found = []
