@@ -1,19 +1,17 @@
 """What a person sees of a study: bars on a terminal, plain lines elsewhere, both on stderr; the table on stdout."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedvlm_secure.cli.interruption import interrupting
 from fedvlm_secure.engines.budget_workers import Failure, Watch
 from fedvlm_secure.report import budget, formats
 from fedvlm_secure.report.budget_page import estimate, estimate_points, rows, target
@@ -109,33 +107,15 @@ def watch(out: Path) -> Iterator[Watch]:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console, transient=True) as progress:
                 bars = Bars(progress)
-                with _interrupting(bars):
+                with interrupting(bars):
                     yield bars
         else:
             lines = Lines()
-            with _interrupting(lines):
+            with interrupting(lines):
                 yield lines
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on with the study in {out}", file=sys.stderr)
         raise
-
-
-@contextmanager
-def _interrupting(watch: Lines) -> Iterator[None]:
-    """Let the watch know of Ctrl-C as well as whatever runs at that moment."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        watch.interrupted = True
-        signal.default_int_handler(number, frame)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def as_dict(out: Path, failures: Sequence[Failure]) -> dict[str, Any]:

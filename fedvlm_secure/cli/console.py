@@ -3,19 +3,17 @@
 Standard output is for results: the table, or one JSON object.
 """
 
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedvlm_secure.cli.interruption import interrupting
 from fedvlm_secure.engines.local import RunResult
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import RoundAbortedError
@@ -124,34 +122,16 @@ def watch() -> Iterator[PlainObserver]:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console, transient=True) as progress:
                 observer = BarObserver(progress)
-                with _interrupting(observer):
+                with interrupting(observer):
                     yield observer
         else:
             observer = PlainObserver()
-            with _interrupting(observer):
+            with interrupting(observer):
                 yield observer
     except (KeyboardInterrupt, RoundAbortedError):
         if observer.resumable is not None and (observer.resumable / "settings.toml").exists():
             print(f"stopped; continue with: fedvlm-secure run --resume {observer.resumable}", file=sys.stderr)
         raise
-
-
-@contextmanager
-def _interrupting(observer: PlainObserver) -> Iterator[None]:
-    """Let the observer know of Ctrl-C as well as whatever runs at that moment."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        observer.interrupted = True
-        signal.default_int_handler(number, frame)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def as_dict(result: RunResult) -> dict[str, Any]:
