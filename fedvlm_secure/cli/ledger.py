@@ -56,7 +56,7 @@ def export(
     accountant: Accountant = "prv",
 ) -> None:
     """Verify a ledger, and write all its entries and totals as JSON."""
-    from fedvlm_secure.federation.rundir import PRIVATE, write_json
+    from fedvlm_secure.files import PRIVATE, write_json
     from fedvlm_secure.privacy.chain import GENESIS
 
     if out.exists():

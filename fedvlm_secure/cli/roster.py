@@ -38,7 +38,7 @@ def key(
 ) -> None:
     """Make a party's keys: NAME.key stays secret, NAME.pub is for the consortium."""
     from fedvlm_secure.federation import keyfile
-    from fedvlm_secure.federation.rundir import write
+    from fedvlm_secure.files import write
     from fedvlm_secure.secagg.roster import check_name, enrol
 
     check_name(name)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from fedvlm_secure.engines.budget_workers import Failure, Figures, Runner, Task, Watch, perform
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import RunDirectory, read_json, write_json
+from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import read_json, write_json
 from fedvlm_secure.report import budget
 from fedvlm_secure.report.budget import LOCAL, Epsilon
 
 if TYPE_CHECKING:
-    from fedvlm_secure.engines.local import RunResult
+    from fedvlm_secure.engines.local import Encoded, RunResult
 
 SMALLEST, LARGEST = 0.01, 1000.0
 _SWEPT = ("name", "seed", "adapter.strategy", "privacy.target-epsilon", "privacy.noise-multiplier")
@@ -121,11 +122,15 @@ def parse_epsilons(words: str) -> tuple[Epsilon, ...]:
     return tuple(value(word.strip()) for word in words.split(","))
 
 
+_encoded: "Encoded" = {}  # for all cells that this process runs
+
+
 def run_cell(settings: Settings, folder: Path, observer: Observer) -> "RunResult":
     """Run a federation, or go on with the one that was interrupted in ``folder``."""
     from fedvlm_secure.engines import local  # a study itself trains nothing: its workers load the heavy packages
 
-    return local.run(settings, folder, resume=(folder / "settings.toml").exists(), observer=observer)
+    begun = (folder / "settings.toml").exists()
+    return local.run(settings, folder, resume=begun, observer=observer, encoded=_encoded)
 
 
 def run(

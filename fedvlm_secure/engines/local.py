@@ -25,9 +25,10 @@ from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError,
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
 from fedvlm_secure.federation.participant import Participant, Rows
 from fedvlm_secure.federation.rounds import check_settings
-from fedvlm_secure.federation.rundir import RunDirectory, write
+from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.safeguard import Protected
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import write
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.privacy.ledger import fingerprint
 from fedvlm_secure.report import SiteRow, table
@@ -41,6 +42,10 @@ from fedvlm_secure.training import Split
 from fedvlm_secure.training.features import precompute
 
 _PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
+
+
+Encoded = dict[tuple[object, ...], dict[str, Split]]
+"""Hospitals' encoded splits, by all that decides how they come out."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,19 @@ class RunResult:
 
 
 def run(
-    settings: Settings, out: Path | str | None = None, *, resume: bool = False, observer: Observer | None = None
+    settings: Settings,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    encoded: Encoded | None = None,
 ) -> RunResult:
     """Run a federation from the first round to the report.
 
     Args:
         out: the run directory; ``runs/NAME`` if None. It must not exist yet, or be empty.
         resume: go on with the run in ``out``, which began with the same settings, from its last finished phase.
+        encoded: kept from run to run, it spares the encoding; the data must not change meanwhile.
 
     Raises:
         MisuseError: wrong settings, or on resuming other ones than the run's; a directory that holds something else;
@@ -78,7 +89,7 @@ def run(
     lookup(settings.aggregation.protocol)
     torch.set_num_threads(settings.threads)
     with folder.locked():
-        federation = _assemble(folder, settings, observer or Observer())
+        federation = _assemble(folder, settings, observer or Observer(), {} if encoded is None else encoded)
         while federation.coordinator.round <= settings.rounds:
             federation.round(TRAINING)
         federation.closing()
@@ -250,7 +261,7 @@ def _is_foreign(path: Path) -> bool:
     return path.name != "settings.toml.part"
 
 
-def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _Federation:
+def _assemble(folder: RunDirectory, settings: Settings, observer: Observer, encoded: Encoded) -> _Federation:
     """Load the model, give every hospital its rows and its folder, and enrol everybody."""
     observer.loading(f"model {settings.model}")
     loaded = models.load(settings.model, settings.device, settings.dtype)
@@ -265,7 +276,13 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer) -> _
     participants = {}
     for name, splits in sites.items():
         observer.loading(f"site {name}")
-        rows = _rows(splits, loaded, adapter, settings, _description(name, settings.data))
+        key = (loaded.digest, settings.device, settings.dtype, targets, settings.data, name)
+        if key not in encoded:
+            encoded[key] = {
+                split: precompute(adapter.peft_model, data.encode(own, loaded.processor))
+                for split, own in splits.items()
+            }
+        rows = _rows(splits, encoded[key], settings, _description(name, settings.data))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     roster = _roster(folder, participants)
@@ -301,12 +318,7 @@ def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
     return chosen
 
 
-def _rows(
-    splits: Mapping[str, Dataset], loaded: models.LoadedModel, adapter: Adapter, settings: Settings, description: str
-) -> Rows:
-    encoded: dict[str, Split] = {
-        split: precompute(adapter.peft_model, data.encode(rows, loaded.processor)) for split, rows in splits.items()
-    }
+def _rows(splits: Mapping[str, Dataset], encoded: Mapping[str, Split], settings: Settings, description: str) -> Rows:
     return Rows(
         train=encoded["train"],
         validation=encoded["validation"],

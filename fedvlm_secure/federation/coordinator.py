@@ -18,9 +18,10 @@ from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.rounds import Result, SealedResult, figures, model_hash, moved, proposal
-from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
+from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.safeguard import statement
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import PRIVATE, read_json, write, write_json
 from fedvlm_secure.primitives import SPEC_VERSION, entropy
 from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import lookup

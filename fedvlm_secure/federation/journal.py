@@ -17,7 +17,7 @@ from typing import Self
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
-from fedvlm_secure.federation.rundir import PRIVATE, write
+from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError

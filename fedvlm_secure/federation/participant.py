@@ -26,10 +26,11 @@ from fedvlm_secure.federation.rounds import (
     policy_of,
     weight_of,
 )
-from fedvlm_secure.federation.rundir import PRIVATE, Folder, write, write_json
+from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.safeguard import OnStep, Protected, Safeguard
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
+from fedvlm_secure.files import PRIVATE, write, write_json
 from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedvlm_secure.errors import MisuseError, VerificationError
-from fedvlm_secure.federation.rundir import write
+from fedvlm_secure.files import write
 from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import WireError

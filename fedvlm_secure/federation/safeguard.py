@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fedvlm_secure.adapters import Adapter
 from fedvlm_secure.errors import MisuseError, PrivacyBudgetExhaustedError
 from fedvlm_secure.federation.rounds import noisy_sums
-from fedvlm_secure.federation.rundir import PRIVATE, Folder, read_json, write, write_json
+from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import PRIVATE, read_json, write, write_json
 from fedvlm_secure.primitives import entropy
 from fedvlm_secure.primitives.noise import NoiseSource
 from fedvlm_secure.privacy.accounting import Event, SampledGaussian, Unprotected, check_delta, noise_multiplier

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import PRIVATE, write
+from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.training import Evaluation
 
 _UPDATE = "update"

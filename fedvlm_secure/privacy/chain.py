@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm_secure.errors import MisuseError, VerificationError
+from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives import entropy
 
 WAIT_SECONDS = 60.0  # for another process, which may be composing a long history
 
-_OWNER_ONLY = 0o600
 _APPLICATION = 0x66764C31
 # EXTRA: under FULL a power failure can bring back the rollback journal, and with it the state before the last entry.
 _SETTINGS = "PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA"
@@ -129,7 +129,7 @@ def _begin(path: Path, anchor: Path, known: Head | None) -> Head:
         rows.executescript(f"PRAGMA application_id = {_APPLICATION}; {_TABLE}")
         rows.execute("INSERT INTO entry VALUES (1, ?, ?)", (content, head.hash))
         rows.commit()
-        _write(path, rows.serialize())
+        write(path, rows.serialize(), PRIVATE)
     return head
 
 
@@ -164,30 +164,14 @@ def _read_anchor(path: Path) -> Head | None:
 
 
 def _write_anchor(path: Path, head: Head) -> None:
-    _write(path, (_text({"entries": head.entries, "sha256": head.hash.hex()}) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all, durably, and for its owner only."""
-    scratch = path.with_name(path.name + ".part")
-    scratch.unlink(missing_ok=True)
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write(path, (_text({"entries": head.entries, "sha256": head.hash.hex()}) + "\n").encode(), PRIVATE)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes and threads away: file and anchor are read and written together."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, _OWNER_ONLY)
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         end = time.monotonic() + WAIT_SECONDS
         while True:

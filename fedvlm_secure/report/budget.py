@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import read_json
+from fedvlm_secure.files import read_json
 from fedvlm_secure.report.headline import SiteRow, mean
 from fedvlm_secure.report.reading import Line, mapping, names, number, text
 

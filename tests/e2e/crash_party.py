@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "secagg"))
 from secagg_kit import SERVER, Federation, identity
 
 from fedvlm_secure.federation.journal import ClientJournal, ServerJournal
-from fedvlm_secure.federation.rundir import write_json
+from fedvlm_secure.files import write_json
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer
 

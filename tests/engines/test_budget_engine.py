@@ -16,8 +16,8 @@ from fedvlm_secure.engines import budget
 from fedvlm_secure.engines.budget import Plan, cell_name, parse_epsilons
 from fedvlm_secure.engines.budget_workers import Failure, Watch
 from fedvlm_secure.errors import MisuseError, ProtocolError
-from fedvlm_secure.federation.rundir import write
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import write
 from fedvlm_secure.report import SiteRow
 from fedvlm_secure.report.budget import load
 

@@ -24,9 +24,10 @@ from fedvlm_secure.errors import (
 )
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
-from fedvlm_secure.federation.rundir import Folder, RunDirectory, read_json
+from fedvlm_secure.federation.rundir import Folder, RunDirectory
 from fedvlm_secure.federation.safeguard import Protected, Safeguard
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import read_json
 from fedvlm_secure.privacy.accounting import SampledGaussian, Unprotected
 from fedvlm_secure.privacy.ledger import Ledger
 from fedvlm_secure.secagg.plan import Plan

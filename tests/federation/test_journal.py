@@ -16,7 +16,7 @@ from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation import journal
 from fedvlm_secure.federation.journal import ClientJournal, ServerJournal, remembered
-from fedvlm_secure.federation.rundir import write
+from fedvlm_secure.files import write
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.messages import SurvivorList
 from fedvlm_secure.secagg.pairwise.server import PairwiseServer

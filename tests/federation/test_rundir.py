@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import PRIVATE, RunDirectory, write
+from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.signing import Identity
 
 

@@ -306,10 +306,10 @@ def test_a_full_disk_charges_nothing_and_breaks_nothing(path: Path, monkeypatch:
 def test_an_anchor_that_could_not_be_written_charges_too_much_at_worst(
     path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(place: Path, content: bytes) -> None:
+    def full(place: Path, content: bytes, mode: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(chain, "_write", full)
+    monkeypatch.setattr(chain, "write", full)
     with pytest.raises(OSError, match="No space"):
         reserve(ledger, 1)
     monkeypatch.undo()
