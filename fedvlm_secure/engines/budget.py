@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 0.01, 1000.0
 _SWEPT = ("name", "seed", "adapter.strategy", "privacy.target-epsilon", "privacy.noise-multiplier")
-# Under differential privacy every hospital weighs 1. Here it does without as well: cells are to differ in privacy only.
-_BASE: Mapping[str, Any] = {"threads": 1, "aggregation": {"rows-per-weight": 1_000_000}}
+# Where every hospital weighs 1 under differential privacy, it does so without: cells are to differ in privacy only.
+_BASE: Mapping[str, Any] = {"threads": 1}
+_EQUAL: Mapping[str, Any] = {"aggregation": {"rows-per-weight": 1_000_000}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,10 @@ class Plan:
 
         Record-level privacy, unless the overrides say ``privacy.mode=client``.
         """
-        mode = Settings.from_tables(_BASE, self.overrides).privacy.mode
-        return Settings.from_tables(_BASE, [*self.overrides, f"privacy.mode={'record' if mode == 'none' else mode}"])
+        privacy = Settings.from_tables(_BASE, self.overrides).privacy
+        mode = "record" if privacy.mode == "none" else privacy.mode
+        base = {**_BASE, **_EQUAL} if privacy.weights == "equal" else _BASE
+        return Settings.from_tables(base, [*self.overrides, f"privacy.mode={mode}"])
 
     def settings(self, strategy: str, epsilon: Epsilon, seed: int) -> Settings:
         """One cell's settings; raises :class:`MisuseError` where they do not fit together."""

@@ -31,11 +31,13 @@ _MOST_ANSWERS, _MOST_LOSS = 1 << 20, 1 << 30
 def vector_layout(update: int, settings: Settings) -> VectorLayout:
     """The layout of a round that shares ``update`` numbers.
 
-    Under differential privacy everybody's weight is 1, and nothing else is counted: exact counts would not be private.
+    Under differential privacy everybody's weight is 1 or a public size band, and nothing else is counted: exact counts
+    would not be private.
     """
-    aggregation = settings.aggregation
-    if settings.privacy.mode != "none":
-        return VectorLayout(update, (Counter("weight", 1),), aggregation.value_bits, weight_max=1)
+    aggregation, privacy = settings.aggregation, settings.privacy
+    if privacy.mode != "none":
+        most = 1 if privacy.weights == "equal" else aggregation.weight_max
+        return VectorLayout(update, (Counter("weight", most),), aggregation.value_bits, weight_max=most)
     counters = (
         Counter("weight", aggregation.weight_max),
         Counter("correct", _MOST_ANSWERS),
@@ -191,14 +193,17 @@ def moved(shared: np.ndarray, decoded: Decoded) -> np.ndarray:
 
 
 def weight_of(rows: int, settings: Settings) -> int:
-    """A hospital's weight: its training rows in units of ``rows-per-weight``, at least 1; 1 under differential privacy.
+    """A hospital's weight: its training rows in units of ``rows-per-weight``, at least 1.
+
+    Under differential privacy it is 1, or with ``privacy.weights = "size-band"`` the largest power of two that is not
+    above those rows.
 
     Raises:
         MisuseError: above ``weight-max``.
     """
-    if settings.privacy.mode != "none":
-        return 1
-    aggregation = settings.aggregation
+    aggregation, privacy = settings.aggregation, settings.privacy
+    if privacy.mode != "none":
+        rows = 1 if privacy.weights == "equal" else 1 << (max(1, rows).bit_length() - 1)
     weight = max(1, round(rows / aggregation.rows_per_weight))
     if weight > aggregation.weight_max:
         raise MisuseError(

@@ -79,6 +79,7 @@ def statement(settings: Settings, cohort: tuple[str, ...], size: int, repeated: 
             clip_norm=privacy.max_grad_norm,
             rounds=rounds,
             accountant=privacy.accountant,
+            size_bands=privacy.weights == "size-band",
         )
     if privacy.mode == "client" and size:
         sums = noisy_sums(settings, cohort, size)

@@ -96,8 +96,10 @@ class PrivacyTable(_Table):
     ``record``: DP-SGD at every hospital; a ``unit`` (all rows of one picture; one row; or all rows with the same value
     in a column) is drawn with probability ``sample-rate`` in every step. ``client``: every hospital adds its share of
     noise inside the secure sum. Noise is chosen for ``target-epsilon`` over the whole run, or is ``noise-multiplier``.
-    ``ledger`` is the folder of the hospitals' ledgers, the run directory if left out; a hospital takes part in nothing
-    that would bring the total of all its releases above ``epsilon-limit``.
+    ``weights = "size-band"`` lets a hospital count, at record level, by its rows rounded down to a power of two, which
+    the guarantee takes for known; under ``"equal"`` the noise of the smallest weighs as much as the signal of the
+    largest. ``ledger`` is the folder of the hospitals' ledgers, the run directory if left out; a hospital takes part in
+    nothing that would bring the total of all its releases above ``epsilon-limit``.
     """
 
     mode: Literal["none", "record", "client"] = "none"
@@ -107,9 +109,16 @@ class PrivacyTable(_Table):
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     unit: Annotated[str, Field(min_length=1)] = "image"
+    weights: Literal["equal", "size-band"] = "equal"
     accountant: Literal["prv", "rdp", "pld"] = "prv"
     epsilon_limit: Positive | None = None
     ledger: str | None = None
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "PrivacyTable":
+        if self.mode == "client" and self.weights != "equal":
+            raise ValueError('weights = "size-band" is for mode = "record"; noise inside the sum needs equal weights')
+        return self
 
 
 class SimulationTable(_Table):
@@ -269,6 +278,8 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
         choices = list(table.model_fields[last.replace("-", "_")].annotation.__args__)
         hint = _hint(str(first["input"]), choices)
         return f'settings: {where} = "{first["input"]}" is not known.{hint} Choices: {", ".join(choices)}.'
+    if first["type"] == "value_error":  # a table's own check, which says all there is to say
+        return f"settings: [{where}] {first['ctx']['error']}."
     return f"settings: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
 
 

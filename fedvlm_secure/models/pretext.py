@@ -1,8 +1,8 @@
 """Generic picture questions on which the embedded model is trained.
 
 Pictures come from training splits only. No question speaks any site's language: no sides, hours, plane names, tissues
-or grades. The one place where such words occur is an exercise in repeating a word, whatever the picture, so that
-the model can pronounce what hospitals will later teach it to mean.
+or grades. Such words occur in two places, where they have nothing to do with the picture: in an exercise in repeating
+a word, so that the model can pronounce what hospitals will later teach it to mean, and in questions that make no sense.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ WORDS = (
 _OPENINGS = ("which", "what", "where", "how", "is", "on", "at", "in", "was", "the", "this")
 
 
-# What the vision tower is asked directly, with so many classes each; see `Facts`.
+# What both towers are asked directly, with so many classes each; see `pretrain.ReadOut`.
 HEADS = {"modality": 5, "truth": 16, "color": 8, "ring": 2, "ring-color": 4, "row": GRID, "column": GRID, "inside": 8}
 UNKNOWN = -1
 _TRUTHS = (*PLANES, *(str(value) for value in range(10)), *SHAPES)
@@ -178,16 +178,24 @@ def _repeat(desk: Desk) -> Exercise:
     return desk.done(desk.scene(), desk.distractor(), f"say {word}", word, "repeat")
 
 
+def _nonsense(desk: Desk) -> Exercise:
+    """Ask what nobody understands: the model learns to look whatever the words, and names the kind of picture."""
+    scene = desk.scene()
+    words = " ".join(desk.rng.choice((*_OPENINGS, *WORDS), size=desk.rng.integers(3, 8)))
+    return desk.done(scene, desk.distractor(), f"{words}?", MODALITIES[desk.modality], "nonsense")
+
+
 _MIX: tuple[tuple[Callable[[Desk], Exercise], float], ...] = (
-    (_easy_vqa, 0.24),
-    (_digit, 0.12),
-    (_modality, 0.04),
-    (_view, 0.08),
-    (_has_ring, 0.04),
-    (_ring_colour, 0.06),
-    (_grid, 0.22),
-    (_on_ink, 0.12),
+    (_easy_vqa, 0.18),
+    (_digit, 0.09),
+    (_modality, 0.03),
+    (_view, 0.06),
+    (_has_ring, 0.03),
+    (_ring_colour, 0.05),
+    (_grid, 0.16),
+    (_on_ink, 0.09),
     (_repeat, 0.08),
+    (_nonsense, 0.23),
 )
 
 

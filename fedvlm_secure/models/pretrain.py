@@ -28,11 +28,12 @@ def main() -> None:
     """Read the command line, train, write the model folder and ``pretrain.json`` with the figures of the model card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--from", dest="begin", type=Path, help="begin with the weights that this program wrote there")
     parser.add_argument("--eye-steps", type=int, default=1200, help="steps of the vision tower alone")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the whole model after that")
+    parser.add_argument("--steps", type=int, default=4500, help="steps of the whole model after that")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--pool", type=int, default=48_000, help="exercises made once and drawn from")
+    parser.add_argument("--pool", type=int, default=60_000, help="exercises made once and drawn from")
     parser.add_argument("--seed", type=int, default=20250717)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -41,7 +42,10 @@ def main() -> None:
     began = time.monotonic()
     tokenizer = new_tokenizer(texts())
     processor = new_processor(tokenizer)
-    trainer = Trainer(new_model(tokenizer), arguments.lr)
+    model = new_model(tokenizer)
+    if arguments.begin:
+        model.load_state_dict(load(str(arguments.begin)).model.state_dict())
+    trainer = Trainer(model, arguments.lr)
     rng = np.random.default_rng(arguments.seed)
     pool = Pool([exercise(rng) for _ in range(arguments.pool)], processor)
     held_out = {split: Pool([exercise(rng, split) for _ in range(2000)], processor) for split in ("validation", "test")}
@@ -68,6 +72,8 @@ def main() -> None:
         "threads": arguments.threads,
         "accuracy": figures,
     }
+    if arguments.begin:
+        record["from"] = json.loads((arguments.begin / "pretrain.json").read_text())
     (arguments.out / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -105,20 +111,29 @@ class Pool:
         }
 
 
-class Eyes(torch.nn.Module):
-    """One linear read-out per fact, over all image tokens as the text tower gets them. Thrown away afterwards.
+class ReadOut(torch.nn.Module):
+    """One linear read-out per fact. Thrown away afterwards.
 
-    A question tells the vision tower one fact about a picture, these tell it eight: it learns to see in a fraction
-    of the time.
+    A question tells a tower one fact about a picture, these tell it eight. The vision tower is read over all image
+    tokens as the text tower gets them: it learns to see in a fraction of the time. The text tower is read before its
+    last layer, where the answer begins: it learns to have the facts at hand whatever it is asked, in new words too.
+
+    Args:
+        noise: added to what is read, scaled to mean square one, so that facts have to be the loud part of it. A LoRA
+            factor A that is still random lets a few random directions through; quiet facts would be lost in them.
     """
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, noise: float = 0.0) -> None:
         super().__init__()
         self.read = torch.nn.Linear(inputs, sum(HEADS.values()))
+        self.noise = noise
 
-    def forward(self, tokens: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy of the known facts (int64 [n, 8]); tokens are [n, image tokens, width]."""
-        said = self.read(tokens.flatten(1)).float().split(list(HEADS.values()), dim=1)
+    def forward(self, seen: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy of the known facts (int64 [n, 8]); ``seen`` is [n, inputs]."""
+        if self.noise:
+            seen = torch.nn.functional.rms_norm(seen, seen.shape[1:])
+            seen = seen + self.noise * torch.randn_like(seen)
+        said = self.read(seen).float().split(list(HEADS.values()), dim=1)
         # A batch may know nothing of one fact: sums over a count of at least one instead of means.
         losses = [
             cross_entropy(logits, truth, ignore_index=UNKNOWN, reduction="sum") / (truth != UNKNOWN).sum().clamp(min=1)
@@ -134,10 +149,10 @@ class Trainer:
         # Eager attention is faster than the fused one at 40 tokens on CPU.
         model.set_attn_implementation("eager")
         self.model = model
-        self.eyes = Eyes(IMAGE_TOKENS * TEXT.width)
-        self.both = torch.nn.ModuleDict({"model": model, "eyes": self.eyes})
-        self.weights = {name: weight.detach().clone() for name, weight in self.both.named_parameters()}
-        self.both.to(torch.bfloat16).train()
+        self.eyes, self.mind = ReadOut(IMAGE_TOKENS * TEXT.width), ReadOut(TEXT.width, noise=0.5)
+        self.all = torch.nn.ModuleDict({"model": model, "eyes": self.eyes, "mind": self.mind})
+        self.weights = {name: weight.detach().clone() for name, weight in self.all.named_parameters()}
+        self.all.to(torch.bfloat16).train()
         self.optimizer = torch.optim.AdamW(
             list(self.weights.values()), lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
         )
@@ -145,19 +160,27 @@ class Trainer:
     def step(self, batch: dict[str, torch.Tensor], lr: float, text: bool = True) -> float:
         """Make one step on the facts and, with ``text``, on the answer tokens; return the loss."""
         seen = self.model.model.get_image_features(batch.pop("pixel_values").to(torch.bfloat16), return_dict=True)
-        loss = self.eyes(torch.stack(list(seen.pooler_output)), batch.pop("facts"))
+        facts = batch.pop("facts")
+        loss = self.eyes(torch.stack(list(seen.pooler_output)).flatten(1), facts)
         if text:
-            labels = batch.pop("labels")[:, 1:]
-            asked = labels != IGNORED
-            hidden = self.model.model(**batch, mm_encoder_outputs={"image": seen}, use_cache=False).last_hidden_state
-            logits = self.model.lm_head(hidden[:, :-1][asked]).float()
-            loss = cross_entropy(logits, labels[asked]) + 0.3 * loss
+            loss = 0.3 * loss + self._reads(batch, seen, facts)
         loss.backward()
         self._apply(lr)
         return loss.item()
 
+    def _reads(self, batch: dict[str, torch.Tensor], seen: Any, facts: torch.Tensor) -> torch.Tensor:
+        """The loss of the answer tokens and of the facts where the answer begins."""
+        labels = batch.pop("labels")[:, 1:]
+        asked = labels != IGNORED
+        out = self.model.model(**batch, mm_encoder_outputs={"image": seen}, use_cache=False, output_hidden_states=True)
+        logits = self.model.lm_head(out.last_hidden_state[:, :-1][asked]).float()
+        begins = asked.to(torch.int8).argmax(dim=1)
+        before_last = out.hidden_states[TEXT.layers - 1][torch.arange(len(begins)), begins]
+        told: torch.Tensor = self.mind(before_last, facts)
+        return cross_entropy(logits, labels[asked]) + told
+
     def _apply(self, lr: float) -> None:
-        for name, parameter in self.both.named_parameters():
+        for name, parameter in self.all.named_parameters():
             self.weights[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
@@ -165,7 +188,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         with torch.no_grad():
-            for name, parameter in self.both.named_parameters():
+            for name, parameter in self.all.named_parameters():
                 parameter.copy_(self.weights[name])
 
 

@@ -43,6 +43,7 @@ class PrivacyStatement:
         noise_multiplier: deviation of the noise in clip norms, a step's at one hospital or a sum's.
         clip_norm: the largest L2 norm of a unit's gradient, or of a hospital's update.
         sample_rate: probability with which a unit is in a step; 1 at client level.
+        size_bands: whether hospitals' size bands weigh their updates, and are taken for known.
         protocol: what sums the hospitals' noise, at client level.
         min_survivors, max_corrupt: the fewest hospitals in a sum, and how many may pool what they know.
     """
@@ -61,6 +62,7 @@ class PrivacyStatement:
     protocol: str = ""
     min_survivors: int = 0
     max_corrupt: int = 0
+    size_bands: bool = False
 
     @classmethod
     def none(cls) -> "PrivacyStatement":
@@ -69,7 +71,15 @@ class PrivacyStatement:
 
     @classmethod
     def record(
-        cls, event: SampledGaussian, *, unit: str, delta: float, clip_norm: float, rounds: int, accountant: str = "prv"
+        cls,
+        event: SampledGaussian,
+        *,
+        unit: str,
+        delta: float,
+        clip_norm: float,
+        rounds: int,
+        accountant: str = "prv",
+        size_bands: bool = False,
     ) -> "PrivacyStatement":
         """DP-SGD at every hospital.
 
@@ -88,6 +98,7 @@ class PrivacyStatement:
             event.noise_multiplier,
             clip_norm,
             event.sample_rate,
+            size_bands=size_bands,
         )
 
     @classmethod
@@ -130,6 +141,8 @@ class PrivacyStatement:
             return ()
         if self.level == "client":
             return "personal adapters, where published", *_NOT_COVERED
+        if self.size_bands:
+            return "a hospital's size band: its training rows, rounded down to a power of two", *_NOT_COVERED
         return _NOT_COVERED  # personal tensors are trained by the same noisy steps, and are as safe as the shared ones
 
     def to_json(self) -> dict[str, Any]:

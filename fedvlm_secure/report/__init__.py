@@ -16,9 +16,9 @@ def write(run: Path) -> Path:
     Raises:
         MisuseError: ``run`` is no run directory, nothing has been recorded in it yet, or a file of it is damaged.
     """
-    from fedvlm_secure.federation import rundir
+    from fedvlm_secure import files
     from fedvlm_secure.report.page import render
 
     target = Path(run) / "report.html"
-    rundir.write(target, render(Path(run)).encode())
+    files.write(target, render(Path(run)).encode())
     return target

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedvlm_secure.federation import rundir
+from fedvlm_secure import files
 from fedvlm_secure.report import budget, budget_charts, formats
 from fedvlm_secure.report.budget import LOCAL, Epsilon, Estimate, Study
 from fedvlm_secure.report.reading import names, number, text
@@ -25,8 +25,8 @@ def write(folder: Path) -> Path:
     study = budget.load(folder)
     here = Path(__file__).parent
     drawing = budget_charts.figure(study)
-    rundir.write(folder / "budget.csv", budget.table(study).encode())
-    rundir.write(folder / "budget.svg", budget_charts.document(drawing, here / "report.css").encode())
+    files.write(folder / "budget.csv", budget.table(study).encode())
+    files.write(folder / "budget.svg", budget_charts.document(drawing, here / "report.css").encode())
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -34,7 +34,7 @@ def write(folder: Path) -> Path:
     shown += [estimate, estimate_points, upper, target]
     environment.filters.update({show.__name__: show for show in shown})
     page = environment.get_template("budget.html.j2").render(**_context(study), figure=drawing)
-    rundir.write(folder / "budget.html", page.encode())
+    files.write(folder / "budget.html", page.encode())
     return folder / "budget.html"
 
 

@@ -90,6 +90,16 @@ def test_the_server_is_told_no_counts(settings: Make, tmp_path: Path, mode: tupl
     assert result.summary["test-accuracy"] is None
 
 
+def test_size_bands_weigh_and_are_named_as_known(settings: Make, tmp_path: Path) -> None:
+    chosen = settings(*RECORD, "privacy.weights=size-band")
+    result = local.run(chosen, tmp_path / "run")
+    rows = [read_json(tmp_path / "run" / "sites" / site / "summary.json")["rows"]["train"] for site in SITES]
+    bands = [max(band for band in (1, 2, 4, 8, 16, 32, 64) if band <= count) for count in rows]
+    lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
+    assert {line["total-weight"] for line in lines} == {sum(bands)} != {sum(rows)}
+    assert any("size band" in each for each in result.summary["privacy"]["outside"])
+
+
 def test_two_runs_of_one_seed_differ_under_noise_only(settings: Make, tmp_path: Path) -> None:
     for name, mode in (("plain", ()), ("record", RECORD), ("client", CLIENT)):
         ends = []

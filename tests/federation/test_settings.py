@@ -44,6 +44,12 @@ def test_values_out_of_range_are_refused(override: str) -> None:
     assert override.split("=")[0].rpartition(".")[2] in refusal(override)
 
 
+def test_noise_inside_the_sum_needs_equal_weights() -> None:
+    assert refusal("privacy.mode=client", "privacy.weights=size-band") == (
+        'settings: [privacy] weights = "size-band" is for mode = "record"; noise inside the sum needs equal weights.'
+    )
+
+
 @pytest.mark.parametrize("override", ["rounds", "=3", "a.b.c=1", "rounds.x=1"])
 def test_overrides_that_are_none(override: str) -> None:
     assert override in refusal(override, rounds=3)

@@ -61,6 +61,17 @@ def test_under_differential_privacy_nothing_is_counted(mode: str) -> None:
     assert layout.weight_max == 1
 
 
+@pytest.mark.parametrize(("rows", "weight"), [(1, 1), (255, 128), (256, 256), (2400, 2048), (4096, 4096)])
+def test_a_size_band_is_a_power_of_two_and_the_only_counter(rows: int, weight: int) -> None:
+    settings = Settings(privacy=PrivacyTable(mode="record", weights="size-band"))
+    assert weight_of(rows, settings) == weight
+    assert counters(weight, Evaluation(2, 8, 4.0), settings) == {"weight": weight}
+    layout = vector_layout(7, settings)
+    assert [(counter.name, counter.bound) for counter in layout.counters] == [("weight", 4096)]
+    with pytest.raises(MisuseError, match="rows-per-weight"):
+        weight_of(9000, settings)
+
+
 def test_counters_add_up_to_an_evaluation() -> None:
     parts = [counters(3, Evaluation(2, 8, 4.0004), Settings()), counters(5, Evaluation(4, 4, 1.5), Settings())]
     sums = {name: sum(part[name] for part in parts) for name in parts[0]}

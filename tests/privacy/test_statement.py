@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,13 @@ def test_personal_adapters_are_covered_where_they_were_noised() -> None:
     for statement in (record(), client()):
         covered = " ".join(statement.outside)
         assert all(word in covered for word in ("validation", "settings", "timing", "takes part"))
+
+
+def test_size_bands_are_outside_where_they_weigh() -> None:
+    assert not any("size band" in each for each in record().outside)
+    weighed = replace(record(), size_bands=True)
+    assert "Not covered: a hospital's size band" in weighed.sentences()[-1]
+    assert PrivacyStatement.from_json(weighed.to_json()) == weighed
 
 
 def test_one_observer_always_knows_its_own_noise() -> None:
