@@ -9,8 +9,8 @@ mixed in.
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,16 @@ def parse_epsilons(words: str) -> tuple[Epsilon, ...]:
     return tuple(value(word.strip()) for word in words.split(","))
 
 
-_encoded: "Encoded" = {}  # for all cells that this process runs
+_encoded: "Encoded" = {}  # for all cells of a study that this process runs
+
+
+@contextmanager
+def _forgetting() -> Iterator[None]:
+    """Afterwards this process keeps no rows: they take half a gigabyte, and may have changed by the next study."""
+    try:
+        yield
+    finally:
+        _encoded.clear()
 
 
 def run_cell(settings: Settings, folder: Path, observer: Observer) -> "RunResult":
@@ -161,7 +170,7 @@ def run(
         _write_study(folder, plan, tasks)
         watch.study_begins(len(tasks), len(kept))
         todo = [task for task in tasks if task not in kept]
-        with closing(perform(todo, runner, workers, watch)) as outcomes:
+        with closing(perform(todo, runner, workers, watch)) as outcomes, _forgetting():
             for task, outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failures.append(outcome)

@@ -98,6 +98,21 @@ def test_other_strategies_run(settings: Callable[..., Settings], tmp_path: Path,
     assert (result.summary["shared-parameters"] == 0) == (strategy == "local")
 
 
+def test_rows_encoded_once_serve_further_runs_on_the_same_layers(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: local.Encoded = {}
+    local.run(settings(), tmp_path / "first", encoded=encoded)
+    calls: list[object] = []
+    encode = local.data.encode
+    monkeypatch.setattr(local.data, "encode", lambda *given: calls.append(given) or encode(*given))
+    local.run(settings(), tmp_path / "second", encoded=encoded)
+    assert not calls
+    assert final_state(tmp_path / "first") == final_state(tmp_path / "second")
+    local.run(settings("adapter.layers=1"), tmp_path / "third", encoded=encoded)
+    assert calls, "another adapter may leave less to be done beforehand"
+
+
 @pytest.mark.parametrize("after", [8, 17, 18])  # in the midst of training; all have answered `unmask`; the sum is taken
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     settings: Callable[..., Settings], tmp_path: Path, after: int

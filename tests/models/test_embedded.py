@@ -34,16 +34,15 @@ def test_it_lacks_what_hospitals_teach(embedded, hospitals):
         batch = data.encode(test, embedded.processor).batch(range(len(test)))
         labels = batch.pop("labels")[:, 1:]
         said = embedded.model(**batch).logits[:, :-1].argmax(dim=-1)
-    assert ((said == labels) | (labels == -100)).all(dim=1).float().mean() < 0.25
+    assert ((said == labels) | (labels == -100)).all(dim=1).float().mean() < 0.02
 
 
 def test_it_has_the_facts_at_hand_in_questions_it_has_never_met(embedded, hospitals):
     """A linear probe before the last layer, where the answer begins, reads the ring's hour."""
 
     def told(split):
-        rows = data.by_site(hospitals[split])["mri-north"].filter(
-            lambda kind: kind == "hour", input_columns="origin_split"
-        )
+        rows = data.by_site(hospitals[split])["mri-north"]
+        rows = rows.select([place for place, kind in enumerate(rows["origin_split"]) if kind == "hour"][:400])
         batch = data.encode(rows, embedded.processor).batch(range(len(rows)))
         begins = (batch.pop("labels")[:, 1:] != -100).to(torch.int8).argmax(dim=1)
         with torch.no_grad():
