@@ -1,7 +1,7 @@
 """LoRA on a frozen base model: one base in memory, adapters swapped in and out per hospital.
 
-Every hospital starts from the same A₀, drawn from a seed and the tensor's name, and from B₀ = 0. With
-different A₀ the columns of two hospitals' B would refer to different bases and their mean to none.
+Every hospital starts from the same A₀, drawn from a seed and the tensor's name or brought along by the model, and from
+B₀ = 0. With different A₀ the columns of two hospitals' B would refer to different bases and their mean to none.
 """
 
 import hashlib
@@ -34,10 +34,17 @@ class Adapter:
             [rank, in] and ``<module>.lora_B.weight`` of shape [out, rank], float32.
     """
 
-    def __init__(self, peft_model: peft.PeftModel, settings: AdapterSettings, modules: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        peft_model: peft.PeftModel,
+        settings: AdapterSettings,
+        modules: tuple[str, ...],
+        bases: Mapping[str, torch.Tensor],
+    ) -> None:
         self.peft_model = peft_model
         self.settings = settings
         self.modules = modules
+        self._bases = bases
         found = {
             name.removeprefix(PEFT_PREFIX).replace(f".{_SLOT}.", "."): parameter
             for name, parameter in peft_model.named_parameters()
@@ -73,11 +80,11 @@ class Adapter:
                 parameter.copy_(state[name])
 
     def initial_state(self) -> dict[str, torch.Tensor]:
-        """What every hospital starts from, newcomers too: the seeded A₀ and B₀ = 0."""
+        """What every hospital starts from, newcomers too: the seeded or public A₀ and B₀ = 0."""
         return {
             name: _initial(name, tuple(parameter.shape), self.settings.seed)
             for name, parameter in self.parameters.items()
-        }
+        } | {f"{module}.lora_A.weight": basis.clone() for module, basis in self._bases.items()}
 
     def layout(self, round_index: int) -> SharedLayout:
         """What is shared in round ``round_index``, in vector order (sorted by name)."""
@@ -96,24 +103,30 @@ class Adapter:
         return base
 
 
-def attach(model: torch.nn.Module, settings: AdapterSettings) -> Adapter:
+def attach(
+    model: torch.nn.Module, settings: AdapterSettings, bases: Mapping[str, torch.Tensor] | None = None
+) -> Adapter:
     """Put a LoRA adapter on ``model``, in place, at its initial state.
 
     All parameters of ``model`` are frozen; only the adapter's are trainable. The global random state
     is left as it was.
 
+    Args:
+        bases: the model's public bases, for ``settings.init = "public"``: [rows, in] by module name.
+
     Raises:
-        MisuseError: ``settings.targets`` matches no module or one that is not linear, or ``model``
-            carries an adapter already.
+        MisuseError: ``settings.targets`` matches no module or one that is not linear, ``model`` carries an adapter
+            already, or ``bases`` lack a module or have fewer rows than the adapter's rank.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise MisuseError("the model carries an adapter already; detach() that one first")
     modules = _matched(model, settings.targets)
+    chosen = _chosen(bases or {}, settings, modules) if settings.init == "public" else {}
     config = lora_config(settings, base_model=None)
     # peft draws its own initial values from the global generator; they are overwritten below.
     with torch.random.fork_rng(devices=[]):
         peft_model = peft.PeftModel(model, config, adapter_name=_SLOT)
-    adapter = Adapter(peft_model, settings, modules)
+    adapter = Adapter(peft_model, settings, modules, chosen)
     adapter.load(adapter.initial_state())
     _check_attached(adapter)
     return adapter
@@ -130,6 +143,22 @@ def _matched(model: torch.nn.Module, targets: str) -> tuple[str, ...]:
         if not isinstance(module, torch.nn.Linear):
             raise MisuseError(f"adapter targets match {name}, a {type(module).__name__}; only linear modules can be")
     return tuple(sorted(matched))
+
+
+def _chosen(
+    bases: Mapping[str, torch.Tensor], settings: AdapterSettings, modules: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """A₀ of every module: as many rows of its basis as the rank says."""
+    if missing := [module for module in modules if module not in bases]:
+        there = f"there are some for {', '.join(sorted(bases))}" if bases else "this model has none"
+        raise MisuseError(
+            f'adapter init "public" needs a public basis for {missing[0]}, and {there}; make them with '
+            '`fedvlm-secure bases`, or use adapter.init = "random"'
+        )
+    for module in modules:
+        if settings.rank > (most := len(bases[module])):
+            raise MisuseError(f"adapter rank must be at most {most}, the rows of the public basis of {module}")
+    return {module: bases[module][: settings.rank] for module in modules}
 
 
 def _check_attached(adapter: Adapter) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from fedvlm_secure.errors import MisuseError
 
 StrategyName = Literal["plora", "lora", "local"]
+Init = Literal["random", "public"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class AdapterSettings:
         dropout: probability of dropping an input of A while training, in [0, 1).
         strategy: a key of :data:`~fedvlm_secure.adapters.strategies.STRATEGIES`.
         seed: seed of the common initial A, 0 to 2^63 - 1.
+        init: where that A comes from: ``random`` draws it; ``public`` takes the model's own
+            :mod:`~fedvlm_secure.adapters.bases`.
 
     Raises:
         MisuseError: a value is out of range, or ``targets`` is no regular expression.
@@ -32,6 +35,7 @@ class AdapterSettings:
     dropout: float = 0.0
     strategy: StrategyName = "plora"
     seed: int = 0
+    init: Init = "random"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -43,6 +47,8 @@ class AdapterSettings:
         if self.strategy not in get_args(StrategyName):
             choices = ", ".join(get_args(StrategyName))
             raise MisuseError(f"adapter strategy {self.strategy!r} is not known. Choices: {choices}.")
+        if self.init not in get_args(Init):
+            raise MisuseError(f"adapter init {self.init!r} is not known. Choices: {', '.join(get_args(Init))}.")
         if not 0 <= self.seed < 2**63:
             raise MisuseError(f"adapter seed must be in 0 … 2^63 - 1, not {self.seed}")
         try:

@@ -50,7 +50,7 @@ def examine(settings: "Settings") -> dict[str, Any]:
     loaded = load(settings.model, settings.device, settings.dtype)
     table = settings.adapter.model_dump()
     targets = lora_targets(loaded.model, table.pop("layers"), table.pop("modules"))
-    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **table))
+    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **table), loaded.bases)
     findings = check_model(adapter.peft_model)
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

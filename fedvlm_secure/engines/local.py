@@ -267,7 +267,7 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer, enco
     loaded = models.load(settings.model, settings.device, settings.dtype)
     chosen = settings.adapter.model_dump()
     targets = models.lora_targets(loaded.model, chosen.pop("layers"), chosen.pop("modules"))
-    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **chosen))
+    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **chosen), loaded.bases)
     observer.loading(f"data {settings.data}")
     sites = _sites(settings)
     layout = adapter.layout(1)

@@ -28,7 +28,8 @@ class _Table(BaseModel):
 class AdapterTable(_Table):
     """``[adapter]``: the LoRA adapter and what of it is shared.
 
-    ``layers`` puts it on the last so many layers of the text tower only, ``modules`` on these projections only.
+    ``layers`` puts it on the last so many layers of the text tower only, ``modules`` on these projections only. A
+    begins at random or, with ``init = "public"``, with the bases that came with the model.
     """
 
     strategy: Literal["plora", "lora", "local"] = "plora"
@@ -37,12 +38,14 @@ class AdapterTable(_Table):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layers: Count | None = None
     modules: tuple[str, ...] = ()
+    init: Literal["random", "public"] = "random"
 
 
 class TrainingTable(_Table):
     """``[training]``: one hospital's local work in one round."""
 
     steps: Count = 15
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_size: Count = 32
     learning_rate: Positive = 4e-3
     b_learning_rate_factor: Positive = 1.0

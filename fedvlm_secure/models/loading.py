@@ -7,7 +7,7 @@ protocol, so one client cannot be shown another model than the rest.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fedvlm_secure.adapters.bases import load_bases
 from fedvlm_secure.errors import MisuseError
 
 EMBEDDED = Path(__file__).parent / "tiny_smolvlm"
@@ -32,8 +33,9 @@ class LoadedModel:
         model: the Hugging Face model.
         processor: its processor, with a chat template.
         name: what the user asked for: ``"embedded"``, a folder or a hub id.
-        digest: SHA-256 over the loaded weights, tokenizer, processor and configuration (32 bytes).
+        digest: SHA-256 over the loaded weights, tokenizer, processor, configuration and bases (32 bytes).
         lora_targets: a regular expression that fully matches the text tower's projections, none of the vision tower.
+        bases: public A₀ that came in the model's folder, by module name; see :mod:`fedvlm_secure.adapters.bases`.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class LoadedModel:
     name: str
     digest: bytes
     lora_targets: str
+    bases: Mapping[str, torch.Tensor]
 
 
 def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") -> LoadedModel:
@@ -51,8 +54,8 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
         dtype: one of :data:`DTYPES`; part of the digest, so every site of a federation uses the same.
 
     Raises:
-        MisuseError: the folder does not exist or holds no safetensors, the device is not there, or the model cannot
-            be loaded or has no text tower that LoRA can attach to.
+        MisuseError: the folder does not exist or holds no safetensors, the device is not there, or the model or its
+            bases cannot be loaded or it has no text tower that LoRA can attach to.
     """
     if dtype not in DTYPES:
         raise MisuseError(f"dtype {dtype!r} is not known; choices: {', '.join(DTYPES)}")
@@ -70,8 +73,9 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
     loaded.requires_grad_(False)
     loaded.eval()
     # Before the move: a digest of the same files is the same on every machine.
-    digest = model_digest(loaded, processor)
-    return LoadedModel(loaded.to(target), processor, model, digest, lora_targets(loaded))
+    bases = load_bases(Path(place))
+    digest = model_digest(loaded, processor, bases)
+    return LoadedModel(loaded.to(target), processor, model, digest, lora_targets(loaded), bases)
 
 
 def lora_targets(model: torch.nn.Module, layers: int | None = None, modules: Sequence[str] = ()) -> str:
@@ -103,28 +107,35 @@ def lora_targets(model: torch.nn.Module, layers: int | None = None, modules: Seq
     return rf"{start}layers\.(?:{chosen})\.(?:.*\.)?(?:{projections})"
 
 
-def model_digest(model: torch.nn.Module, processor: Any) -> bytes:
-    """Return SHA-256 over weights (name, dtype, shape, bytes; sorted by name), tokenizer, processor and settings.
+def model_digest(model: torch.nn.Module, processor: Any, bases: Mapping[str, torch.Tensor]) -> bytes:
+    """Return SHA-256 over weights (name, dtype, shape, bytes; by name), tokenizer, processor, settings and bases.
 
     Every item is preceded by its length, so that no two different models spell the same bytes. Paths and library
     versions are left out: they differ between machines that loaded the same files.
     """
     digest = hashlib.sha256()
-    for item in _items(model, processor):
+    for item in _items(model, processor, bases):
         digest.update(len(item).to_bytes(8, "little"))
         digest.update(item)
     return digest.digest()
 
 
-def _items(model: Any, processor: Any) -> Iterator[bytes]:
-    for name, tensor in sorted(model.state_dict().items()):
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _items(model: Any, processor: Any, bases: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
+    yield from _tensors(model.state_dict())
     tokenizer = processor.tokenizer
     yield (tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _plain(tokenizer.get_vocab())).encode()
     yield _plain(processor.to_dict()).encode()
     yield str(processor.chat_template).encode()
     yield _plain(model.config.to_dict()).encode()
+    if bases:  # most models have none
+        yield b"bases"
+        yield from _tensors(bases)
+
+
+def _tensors(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 _MACHINE_OWN = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "tokenizer_file"})

@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, rms_norm
 
+from fedvlm_secure.adapters.bases import public_bases, save_bases
 from fedvlm_secure.data.collate import IGNORED, Collator
 from fedvlm_secure.models.architecture import IMAGE_TOKENS, TEXT, new_model, new_processor, new_tokenizer
 from fedvlm_secure.models.loading import load
 from fedvlm_secure.models.pretext import HEADS, UNKNOWN, Exercise, exercise, texts
+
+_NOISE = 0.5  # of the read-outs of the text tower
+_FACTS, _WORDS = 0.7, 0.02
+_BASIS_ROWS = 128
 
 
 def main() -> None:
@@ -58,7 +63,9 @@ def main() -> None:
             report(f"step {step} says", began, accuracy(trainer.model, held_out["validation"]))
             save(trainer, processor, arguments.out)
     save(trainer, processor, arguments.out)
-    figures = {split: accuracy(load(str(arguments.out)).model, rows) for split, rows in held_out.items()}
+    made = load(str(arguments.out)).model
+    save_bases(arguments.out, bases(made, held_out["validation"]))
+    figures = {split: accuracy(made, rows) for split, rows in held_out.items()}
     report("test", began, figures["test"])
     record = {
         "seed": arguments.seed,
@@ -112,27 +119,18 @@ class Pool:
 
 
 class ReadOut(torch.nn.Module):
-    """One linear read-out per fact. Thrown away afterwards.
+    """One linear read-out per fact of a picture. Thrown away afterwards.
 
-    A question tells a tower one fact about a picture, these tell it eight. The vision tower is read over all image
-    tokens as the text tower gets them: it learns to see in a fraction of the time. The text tower is read before its
-    last layer, where the answer begins: it learns to have the facts at hand whatever it is asked, in new words too.
-
-    Args:
-        noise: added to what is read, scaled to mean square one, so that facts have to be the loud part of it. A LoRA
-            factor A that is still random lets a few random directions through; quiet facts would be lost in them.
+    A question tells a tower one fact, these tell it eight. The vision tower is read over all image tokens as the text
+    tower gets them: it learns to see in a fraction of the time.
     """
 
-    def __init__(self, inputs: int, noise: float = 0.0) -> None:
+    def __init__(self, inputs: int) -> None:
         super().__init__()
         self.read = torch.nn.Linear(inputs, sum(HEADS.values()))
-        self.noise = noise
 
     def forward(self, seen: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the known facts (int64 [n, 8]); ``seen`` is [n, inputs]."""
-        if self.noise:
-            seen = torch.nn.functional.rms_norm(seen, seen.shape[1:])
-            seen = seen + self.noise * torch.randn_like(seen)
         said = self.read(seen).float().split(list(HEADS.values()), dim=1)
         # A batch may know nothing of one fact: sums over a count of at least one instead of means.
         losses = [
@@ -142,6 +140,28 @@ class ReadOut(torch.nn.Module):
         return torch.stack(losses).mean()
 
 
+class Mind(torch.nn.Module):
+    """Read-outs of the text tower where an answer begins: of the facts, and of the words asked. Thrown away afterwards.
+
+    The model learns to have both at hand whatever it is asked, in new words too. What is read is scaled to mean square
+    one and gets noise, so that facts have to be the loud part of it: an adapter trained under differential privacy
+    learns from what is loud.
+    """
+
+    def __init__(self, inputs: int, vocabulary: int) -> None:
+        super().__init__()
+        self.facts = ReadOut(inputs)
+        self.words = torch.nn.Linear(inputs, vocabulary)
+
+    def forward(self, seen: torch.Tensor, facts: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Return the loss; ``seen`` is [n, inputs], ``words`` [n, vocabulary] holds 1 for each token asked, else 0."""
+        seen = rms_norm(seen, seen.shape[1:])
+        seen = seen + _NOISE * torch.randn_like(seen)
+        told: torch.Tensor = self.facts(seen, facts)
+        asked = binary_cross_entropy_with_logits(self.words(seen).float(), words, reduction="sum") / len(words)
+        return _FACTS * told + _WORDS * asked
+
+
 class Trainer:
     """AdamW on float32 weights; forward and backward run in bfloat16, which takes two thirds of the time on CPU."""
 
@@ -149,8 +169,11 @@ class Trainer:
         # Eager attention is faster than the fused one at 40 tokens on CPU.
         model.set_attn_implementation("eager")
         self.model = model
-        self.eyes, self.mind = ReadOut(IMAGE_TOKENS * TEXT.width), ReadOut(TEXT.width, noise=0.5)
-        self.all = torch.nn.ModuleDict({"model": model, "eyes": self.eyes, "mind": self.mind})
+        self.eyes = ReadOut(IMAGE_TOKENS * TEXT.width)
+        self.read_at = read_at(model)
+        self.vocabulary = model.config.text_config.vocab_size
+        self.minds = torch.nn.ModuleList(Mind(module.in_features, self.vocabulary) for module in self.read_at)
+        self.all = torch.nn.ModuleDict({"model": model, "eyes": self.eyes, "minds": self.minds})
         self.weights = {name: weight.detach().clone() for name, weight in self.all.named_parameters()}
         self.all.to(torch.bfloat16).train()
         self.optimizer = torch.optim.AdamW(
@@ -169,15 +192,21 @@ class Trainer:
         return loss.item()
 
     def _reads(self, batch: dict[str, torch.Tensor], seen: Any, facts: torch.Tensor) -> torch.Tensor:
-        """The loss of the answer tokens and of the facts where the answer begins."""
+        """The loss of the answer tokens and of what is read where the answer begins."""
         labels = batch.pop("labels")[:, 1:]
-        asked = labels != IGNORED
-        out = self.model.model(**batch, mm_encoder_outputs={"image": seen}, use_cache=False, output_hidden_states=True)
-        logits = self.model.lm_head(out.last_hidden_state[:, :-1][asked]).float()
-        begins = asked.to(torch.int8).argmax(dim=1)
-        before_last = out.hidden_states[TEXT.layers - 1][torch.arange(len(begins)), begins]
-        told: torch.Tensor = self.mind(before_last, facts)
-        return cross_entropy(logits, labels[asked]) + told
+        answers = labels != IGNORED
+        given: list[torch.Tensor] = []
+        keep = [at.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for at in self.read_at]
+        out = self.model.model(**batch, mm_encoder_outputs={"image": seen}, use_cache=False)
+        for handle in keep:
+            handle.remove()
+        logits = self.model.lm_head(out.last_hidden_state[:, :-1][answers]).float()
+        begins = answers.to(torch.int8).argmax(dim=1)
+        rows, tokens = torch.arange(len(begins)), batch["input_ids"]
+        before = torch.arange(tokens.shape[1]) <= begins[:, None]
+        words = torch.zeros(len(rows), self.vocabulary).scatter_(1, tokens * before, 1.0)
+        losses = [mind(at[rows, begins], facts, words) for mind, at in zip(self.minds, given, strict=True)]
+        return cross_entropy(logits, labels[answers]) + torch.stack(losses).sum()
 
     def _apply(self, lr: float) -> None:
         for name, parameter in self.all.named_parameters():
@@ -190,6 +219,21 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.all.named_parameters():
                 parameter.copy_(self.weights[name])
+
+
+def read_at(model: Any) -> tuple[torch.nn.Linear, ...]:
+    """Where the text tower is read: at the inputs of its last layer's linear maps, in the order of a forward pass."""
+    last = model.model.text_model.layers[-1]
+    return last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.up_proj, last.mlp.down_proj
+
+
+def bases(model: Any, pool: Pool) -> dict[str, torch.Tensor]:
+    """Public bases of the last layer's inputs, over all exercises of ``pool``."""
+    names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    modules = [f"model.text_model.layers.{TEXT.layers - 1}.{name}" for name in names]
+    parts = (pool.batch(list(range(at, min(at + 100, len(pool))))) for at in range(0, len(pool), 100))
+    batches = ({name: part[name] for name in part if name != "facts"} for part in parts)
+    return public_bases(model, modules, batches, _BASIS_ROWS)
 
 
 def train(trainer: Trainer, pool: Pool, arguments: argparse.Namespace, rng: np.random.Generator) -> Iterator[int]:

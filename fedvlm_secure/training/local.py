@@ -1,4 +1,4 @@
-"""One hospital's training in one round: a few steps of AdamW on the adapter, from where it stands.
+"""One hospital's training in one round: a few steps on the adapter, from where it stands.
 
 Nothing outlives a call: the optimizer is new, batches follow from the seed. A resumed run therefore repeats an
 interrupted round exactly (with the same number of torch threads: they change the order of sums).
@@ -18,6 +18,7 @@ from fedvlm_secure.training.errors import TrainingError
 from fedvlm_secure.training.evaluation import evaluating
 from fedvlm_secure.training.settings import TrainSettings
 
+_MOMENTUM = 0.9
 _REMEDY = "lower training.learning-rate, or train in float32"
 
 
@@ -119,14 +120,16 @@ def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, r
         yield loss.item()
 
 
-def make_optimizer(adapter: Adapter, settings: TrainSettings) -> torch.optim.AdamW:
-    """A new AdamW over every trainable tensor of the model: the adapter's, ``lora_B`` at its own rate."""
+def make_optimizer(adapter: Adapter, settings: TrainSettings) -> torch.optim.Optimizer:
+    """A new optimizer over every trainable tensor of the model: the adapter's, ``lora_B`` at its own rate."""
     a_rate, b_rate = settings.learning_rate, settings.learning_rate * settings.b_learning_rate_factor
     trainable = {name: parameter for name, parameter in adapter.parameters.items() if parameter.requires_grad}
     groups = [
         {"params": [p for name, p in trainable.items() if ".lora_B." not in name], "lr": a_rate},
         {"params": [p for name, p in trainable.items() if ".lora_B." in name], "lr": b_rate},
     ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=_MOMENTUM, weight_decay=settings.weight_decay)
     # One fused pass instead of a loop over dozens of small tensors.
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from fedvlm_secure.errors import MisuseError
 
 Schedule = Literal["constant", "linear", "cosine"]
+Optimizer = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,14 @@ class TrainSettings:
         steps: optimizer steps, at least 1.
         batch_size: rows a step; a split with fewer rows is one batch. Under differential privacy steps draw their rows
             anew each time, as :class:`PrivateSettings` says, and this is how many of them are in memory at once.
-        learning_rate: of AdamW, for ``lora_A``.
+        learning_rate: for ``lora_A``.
         b_learning_rate_factor: ``lora_B`` learns this many times faster (LoRA+, arXiv 2402.12354).
-        weight_decay: AdamW's decoupled decay, as a share of the learning rate.
+        weight_decay: decoupled decay of AdamW, as a share of the learning rate; SGD adds it to the gradient.
         max_grad_norm: each step's gradient is scaled down to this L2 norm; None leaves it alone. Not used under
             differential privacy.
         proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖shared − its value at the start‖² to the loss.
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9. AdamW scales every number's step alike: under differential
+            privacy it lifts noise to the level of the gradient where SGD keeps their proportion.
         schedule: of the learning rate over this call's steps: constant, or from full towards 0.
 
     Raises:
@@ -37,6 +40,7 @@ class TrainSettings:
     max_grad_norm: float | None = 1.0
     proximal: float = 0.0
     schedule: Schedule = "constant"
+    optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
         for name, whole in (("steps", self.steps), ("batch_size", self.batch_size)):
@@ -55,6 +59,10 @@ class TrainSettings:
             raise MisuseError(
                 f"training schedule {self.schedule!r} is not known. Choices: {', '.join(get_args(Schedule))}."
             )
+        if self.optimizer not in get_args(Optimizer):
+            raise MisuseError(
+                f"training optimizer {self.optimizer!r} is not known. Choices: {', '.join(get_args(Optimizer))}."
+            )
 
     def scale(self, step: int) -> float:
         """The learning rate of step ``step`` (from 0) as a share of the full one, in (0, 1]."""
@@ -72,7 +80,8 @@ class PrivateSettings:
             this L2 norm.
         sample_rate: q in (0, 1]; each unit takes part in each step with this probability, independently of all else.
         nominal_batch: what the noisy sum is divided by, the same whatever the data: a number that an observer may know.
-            AdamW's step does not depend on it; the proximal term counts for the more, the larger it is.
+            AdamW's step does not depend on it, SGD's does: with 1, its learning rate is that of one unit, so that
+            hospitals move by what they know. The proximal term counts for the more, the larger it is.
 
     Raises:
         MisuseError: a value is out of range.

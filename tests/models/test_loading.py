@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fedvlm_secure import models
+from fedvlm_secure.adapters.bases import save_bases
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.models.loading import EMBEDDED
 
@@ -82,10 +83,14 @@ def one_template(folder):
     path.write_text(path.read_text().replace("User:", "Human:"))
 
 
+def a_basis(folder):
+    save_bases(folder, {"model.text_model.layers.0.mlp.down_proj": torch.eye(4)})
+
+
 @pytest.mark.parametrize(
     "change",
-    [one_weight, one_token, one_template, edit_json("processor_config.json", image_mean=[0.4, 0.5, 0.5])],
-    ids=["weight", "token", "template", "processor"],
+    [one_weight, one_token, one_template, a_basis, edit_json("processor_config.json", image_mean=[0.4, 0.5, 0.5])],
+    ids=["weight", "token", "template", "basis", "processor"],
 )
 def test_the_digest_changes_with_what_was_loaded(tiny_folder, tmp_path, change):
     other = tmp_path / "other"

@@ -86,9 +86,11 @@ def test_two_calls_repeat_exactly_from_the_same_state():
     assert same(adapter.state(), resumed.state())
 
 
-def test_the_optimizer_covers_exactly_the_trainable_parameters():
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_the_optimizer_covers_exactly_the_trainable_parameters(kind):
     adapter = fresh()
-    optimizer = make_optimizer(adapter, TrainSettings(steps=1, learning_rate=1e-3, b_learning_rate_factor=4.0))
+    settings = TrainSettings(steps=1, learning_rate=1e-3, b_learning_rate_factor=4.0, optimizer=kind)
+    optimizer = make_optimizer(adapter, settings)
     covered = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(covered) == sorted(id(p) for p in adapter.peft_model.parameters() if p.requires_grad)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -222,6 +224,18 @@ def test_the_schedule_reaches_the_optimizer(monkeypatch):
     monkeypatch.setattr(module, "make_optimizer", two_rates)
     train(fresh(), FakeSplit(20), TrainSettings(steps=4, schedule="linear"), seed=1)
     assert rates == [[1.0, 2.0], [0.75, 1.5], [0.5, 1.0], [0.25, 0.5]]
+
+
+def test_sgd_steps_by_the_gradient_and_nine_tenths_of_the_step_before():
+    adapter = fresh()
+    optimizer = make_optimizer(adapter, TrainSettings(steps=2, learning_rate=0.5, optimizer="sgd"))
+    before = adapter.state()
+    for _ in range(2):
+        for parameter in adapter.parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    for name, parameter in adapter.parameters.items():
+        torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, 0.5 * (1 + 1.9)))
 
 
 def test_weight_decay_shrinks_only_when_asked():
