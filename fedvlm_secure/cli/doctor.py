@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "tenseal", "cryptography", "numpy")
 SITES_OF = (300, 1000, 3000)  # privacy units a hospital, for which the noise is put into words
-LOUD = 3.0  # noise this many times the largest gradient has drowned what training gained, in our measurements
+LOUD = 3.0  # noise this many times the largest gradient drowned what one hospital by itself gained, in our measurements
 
 
 def doctor(
@@ -113,4 +113,4 @@ def _say(report: dict[str, Any]) -> None:
         typer.echo(f"{units} privacy units: a step's noise is {times} times the largest gradient{advice}")
 
 
-_ADVICE = "; lower adapter.rank or adapter.layers, or raise privacy.sample-rate"
+_ADVICE = "; alone it would learn little: lower adapter.rank or adapter.layers, or raise privacy.sample-rate"

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 0.01, 1000.0
 _SWEPT = ("name", "seed", "adapter.strategy", "privacy.target-epsilon", "privacy.noise-multiplier")
-# Where every hospital weighs 1 under differential privacy, it does so without: cells are to differ in privacy only.
 _BASE: Mapping[str, Any] = {"threads": 1}
-_EQUAL: Mapping[str, Any] = {"aggregation": {"rows-per-weight": 1_000_000}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +73,19 @@ class Plan:
 
     @property
     def base(self) -> Settings:
-        """The settings that all cells have in common: those of the private ones, which the others share but for noise.
-
-        Record-level privacy, unless the overrides say ``privacy.mode=client``.
-        """
-        privacy = Settings.from_tables(_BASE, self.overrides).privacy
-        mode = "record" if privacy.mode == "none" else privacy.mode
-        base = {**_BASE, **_EQUAL} if privacy.weights == "equal" else _BASE
-        return Settings.from_tables(base, [*self.overrides, f"privacy.mode={mode}"])
+        """What all private cells have in common: record-level privacy, unless the overrides say otherwise."""
+        mode = Settings.from_tables(_BASE, self.overrides).privacy.mode
+        return Settings.from_tables(_BASE, [*self.overrides, f"privacy.mode={'record' if mode == 'none' else mode}"])
 
     def settings(self, strategy: str, epsilon: Epsilon, seed: int) -> Settings:
         """One cell's settings; raises :class:`MisuseError` where they do not fit together."""
         own = [f"name={cell_name(strategy, epsilon, seed)}", f"seed={seed}", f"adapter.strategy={strategy}"]
-        own.append("privacy.mode=none" if epsilon is None else f"privacy.target-epsilon={epsilon!r}")
-        # Every value is spelt out, for a mode has defaults of its own: the same adapter and steps without noise, too.
+        if epsilon is None:
+            # What one would run who asks for no privacy, with its own defaults: privacy costs what is lost against that.
+            return Settings.from_tables(
+                _BASE, [*(o for o in self.overrides if not o.strip().startswith("privacy.")), *own]
+            )
+        own.append(f"privacy.target-epsilon={epsilon!r}")
         return Settings.from_tables(self.base.model_dump(by_alias=True, exclude_none=True), own)
 
     def tasks(self, folder: Path) -> list[Task]:

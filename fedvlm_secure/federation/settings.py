@@ -130,12 +130,27 @@ class SimulationTable(_Table):
     dropout_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-# What other defaults a mode of differential privacy has: noise grows with the adapter, and averages out over large
-# batches and few, large steps. The rotation's range needs fewer bits where noise is far above one step.
+# What other defaults a mode of differential privacy has. Record level (ADR 17): directions known beforehand, few large
+# steps, and A so slow that clipping and noise are spent on B. The rotation's range needs fewer bits where noise is far
+# above one step.
 _DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "record": {
-        "adapter": {"layers": 1, "modules": ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
-        "training": {"batch-size": 256, "learning-rate": 1e-2},
+        "adapter": {
+            "layers": 1,
+            "modules": ["o_proj", "gate_proj", "up_proj", "down_proj"],
+            "init": "public",
+            "rank": 64,
+            "alpha": 256.0,
+        },
+        "training": {
+            "steps": 10,
+            "optimizer": "sgd",
+            "batch-size": 256,
+            "learning-rate": 1.8e-5,
+            "b-learning-rate-factor": 1000.0,
+        },
+        "aggregation": {"clip-norm": 30.0},
+        "privacy": {"max-grad-norm": 4.0},
     },
     "client": {"aggregation": {"value-bits": 12, "weight-max": 1}},
 }

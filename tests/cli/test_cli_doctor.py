@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from fedvlm_secure.cli import doctor as module
 
-RECORD = ["--set", "privacy.mode=record", "--set", "privacy.noise-multiplier=2"]
+# The model has no public bases.
+RECORD = ["privacy.mode=record", "privacy.noise-multiplier=2", "adapter.init=random", "adapter.rank=8"]
+RECORD = [word for setting in RECORD for word in ("--set", setting)]
 
 
 @pytest.fixture
@@ -37,8 +39,8 @@ def test_json_is_one_object_and_counts_what_is_trained(call):
     report = json.loads(done.stdout)
     assert report["findings"] == []
     assert report["privacy"]["noise-multiplier"] == 2
-    # Width 48, inner 64, one layer, rank 8, projections q, o, gate, up, down: r·(in + out) each.
-    assert report["model"]["trainable"] == 8 * (2 * (48 + 48) + 3 * (48 + 64))
+    # Width 48, inner 64, one layer, rank 8, projections o, gate, up, down: r·(in + out) each.
+    assert report["model"]["trainable"] == 8 * (48 + 48 + 3 * (48 + 64))
     loud = report["privacy"]["noise-to-signal"]
     assert loud["300"] == pytest.approx(2 * report["model"]["trainable"] ** 0.5 / (0.5 * 300), abs=0.01)
     assert float(loud["300"]) > float(loud["3000"])
@@ -63,13 +65,13 @@ def test_what_breaks_privacy_is_named_and_ends_in_2_where_privacy_is_asked_for(c
 
     honest = adapters.attach
 
-    def careless(model, settings):
-        adapter = honest(model, settings)
+    def careless(model, *others):
+        adapter = honest(model, *others)
         model.model.text_model.norm.weight.requires_grad_(True)
         return adapter
 
     monkeypatch.setattr(adapters, "attach", careless)
-    done = call("--set", f"privacy.mode={mode}", "--set", "privacy.noise-multiplier=2")
+    done = call(*RECORD, "--set", f"privacy.mode={mode}")
     assert done.exit_code == code, done.output
     assert "text_model.norm.weight is trainable but not part" in done.stdout
     assert "would not hold" in done.stdout

@@ -126,14 +126,15 @@ def test_every_cell_is_one_run_with_its_own_settings(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["record", "client"])
-def test_cells_differ_in_privacy_only(mode):
-    plan = Plan((2.0, None), ("plora",), 1, ("rounds=3", *(["privacy.mode=client"] if mode == "client" else [])))
-    private, free = plan.settings("plora", 2.0, 0), plan.settings("plora", None, 0)
-    assert (private.privacy.mode, free.privacy.mode) == (mode, "none")
-    assert private.rounds == 3
-    assert private.model_copy(update={"name": free.name, "privacy": free.privacy}) == free
-    chosen = Settings.from_tables({"privacy": {"mode": mode}})  # a mode's own defaults are every cell's
-    assert (free.adapter, free.training) == (chosen.adapter, chosen.training)
+def test_private_cells_differ_in_their_target_only_and_the_others_are_runs_without_privacy(mode):
+    given = ("rounds=3", "privacy.sample-rate=0.25", *(["privacy.mode=client"] if mode == "client" else []))
+    plan = Plan((1.0, 2.0, None), ("plora",), 1, given)
+    strict, private, free = (plan.settings("plora", epsilon, 0) for epsilon in (1.0, 2.0, None))
+    assert (private.privacy.mode, private.privacy.sample_rate, private.rounds) == (mode, 0.25, 3)
+    loose = strict.privacy.model_copy(update={"target_epsilon": 2.0})
+    assert strict.model_copy(update={"name": private.name, "privacy": loose}) == private
+    # What one would run without asking for privacy: with that mode's own defaults, not those of private training.
+    assert free == Settings.from_tables({"name": free.name, "threads": 1, "rounds": 3})
 
 
 def test_epsilons():

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Settings]
 
 SITES = [f"site-{letter}" for letter in "abcd"]
-RECORD = ("privacy.mode=record", "privacy.target-epsilon=4", "privacy.accountant=rdp")
+RECORD = ("privacy.mode=record", "privacy.target-epsilon=4", "privacy.accountant=rdp", "adapter.init=random")
 CLIENT = ("privacy.mode=client", "privacy.target-epsilon=30", "aggregation.rounding=stochastic")
 DELTA = 1e-5
 
