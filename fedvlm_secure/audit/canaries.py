@@ -29,6 +29,7 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.primitives.noise import NoiseSource
 from fedvlm_secure.privacy.accounting import noise_multiplier
 from fedvlm_secure.training import PrivateSettings, Split, StepInfo, TrainSettings, private, train_private
+from fedvlm_secure.training.unit_gradients import Dense, UnitGradients
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -284,7 +285,7 @@ def planted(canaries: Canaries) -> Iterator[None]:
 
     def unit_gradients(
         adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[list[UnitGradients], torch.Tensor]:
         ours = torch.tensor([int(rows[0]) >= canaries.first for rows in units])
         sizes = [parameter.numel() for parameter in learned.values()]
         gradients = next(iter(learned.values())).detach().new_zeros(len(units), sum(sizes))
@@ -292,10 +293,10 @@ def planted(canaries: Canaries) -> Iterator[None]:
         if not ours.all():
             real = [rows for rows in units if int(rows[0]) < canaries.first]
             parts, losses[~ours] = original(adapter, learned, split, real)
-            gradients[~ours] = torch.cat(parts, dim=1)
+            gradients[~ours] = torch.cat([part.dense() for part in parts], dim=1)
         if ours.any():
             gradients[ours] = canaries.gradients([rows for rows in units if int(rows[0]) >= canaries.first], gradients)
-        return list(gradients.split(sizes, dim=1)), losses
+        return [Dense(part) for part in gradients.split(sizes, dim=1)], losses
 
     setattr(private, _PLACE, unit_gradients)
     try:

@@ -81,10 +81,9 @@ class Plan:
         """One cell's settings; raises :class:`MisuseError` where they do not fit together."""
         own = [f"name={cell_name(strategy, epsilon, seed)}", f"seed={seed}", f"adapter.strategy={strategy}"]
         if epsilon is None:
-            # What one would run who asks for no privacy, with its own defaults: privacy costs what is lost against that.
-            return Settings.from_tables(
-                _BASE, [*(o for o in self.overrides if not o.strip().startswith("privacy.")), *own]
-            )
+            # What one would run without privacy, with the defaults of that: privacy costs what is lost against it.
+            others = [override for override in self.overrides if not override.strip().startswith("privacy.")]
+            return Settings.from_tables(_BASE, [*others, *own])
         own.append(f"privacy.target-epsilon={epsilon!r}")
         return Settings.from_tables(self.base.model_dump(by_alias=True, exclude_none=True), own)
 

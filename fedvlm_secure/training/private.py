@@ -27,9 +27,10 @@ from fedvlm_secure.training import local
 from fedvlm_secure.training.answers import Split, answer_logits, bare, sample_losses
 from fedvlm_secure.training.errors import TrainingError
 from fedvlm_secure.training.local import StepInfo, TrainStats, check_moved, learning, pull
-from fedvlm_secure.training.rows import owners
+from fedvlm_secure.training.rows import is_text, owners
 from fedvlm_secure.training.settings import PrivateSettings, TrainSettings
 from fedvlm_secure.training.soundness import refuse_coupled, refuse_unsound
+from fedvlm_secure.training.unit_gradients import Dense, Outer, UnitGradients
 
 Rows = NDArray[np.int64]
 
@@ -193,14 +194,12 @@ def clipped_sum(
     result = ClippedSum(torch.zeros(sum(p.numel() for p in learned.values()), dtype=torch.float64, device=first.device))
     for units in _batches(drawn, batch_size):
         gradients, losses = _unit_gradients(adapter, learned, split, units)
-        norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in gradients]).norm(dim=0)
+        norms = torch.stack([part.norms() for part in gradients]).norm(dim=0)
         finite = norms.isfinite() & losses.isfinite()
-        if not finite.all():
-            norms[~finite] = 0.0
-            for part in gradients:
-                part[~finite] = 0.0  # not times zero, which leaves NaN what it is: such a unit is as good as absent
+        norms[~finite] = 0.0
         factors = max_grad_norm / norms.clamp(min=max_grad_norm)
-        result.total += torch.cat([factors @ part for part in gradients])
+        factors[~finite] = 0.0  # such a unit is as good as absent
+        result.total += torch.cat([part.sum(factors) for part in gradients])
         result.losses += losses[finite].tolist()
         result.rows += sum(len(rows) for rows in units)
         result.units += len(units)
@@ -211,8 +210,8 @@ def clipped_sum(
 
 def _unit_gradients(
     adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Each unit's gradient, [units, n] for every trainable tensor, and its loss, nats [units]: means over its rows."""
+) -> tuple[list[UnitGradients], torch.Tensor]:
+    """Each unit's gradient, for every trainable tensor, and its loss, nats [units]: means over its rows."""
     batch = split.batch(np.concatenate(units).tolist())
     losses = sample_losses(*answer_logits(adapter.peft_model, batch))
     sizes = torch.tensor([len(rows) for rows in units], device=losses.device)
@@ -224,25 +223,22 @@ def _unit_gradients(
     finally:
         for parameter in learned.values():
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-    return [_summed(part, unit_of_row, len(units)) for part in rows], _summed(shares.detach(), unit_of_row, len(units))
-
-
-def _summed(rows: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """The sums over rows of the same group, [count, …]; ``groups`` int64 [rows]."""
-    if len(rows) == count:
-        return rows  # a row each, in order
-    return rows.new_zeros(count, *rows.shape[1:]).index_add_(0, groups, rows)
+    per_unit = shares.new_zeros(len(units)).index_add_(0, unit_of_row, shares.detach())
+    return [part.grouped(unit_of_row, len(units)) for part in rows], per_unit
 
 
 def _per_row(
     adapter: Adapter, name: str, parameter: torch.nn.Parameter, batch: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """The gradient of one tensor for each row of the batch, [B, n].
+) -> UnitGradients:
+    """The gradient of one tensor for each row of the batch.
 
     Raises:
         TrainingError: there is none, or it is not one for each row.
     """
     found, count = parameter.grad_sample, len(batch["labels"])  # type: ignore[attr-defined]
+    if isinstance(found, Outer) and is_text(name) and len(found.inputs) == count:
+        return found
+    found = found.dense() if isinstance(found, Outer) else found
     if not isinstance(found, torch.Tensor):
         raise TrainingError(f"{name} has no gradient per sample; is that still part of the model?")
     found = found.flatten(1)
@@ -257,7 +253,7 @@ def _per_row(
         )
     if whose is not None:
         found = found.new_zeros(count, found.shape[1]).index_add_(0, whose.to(found.device), found)
-    return found
+    return Dense(found)
 
 
 def grouped(units: Rows, rows: int) -> list[Rows]:

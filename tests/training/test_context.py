@@ -1,20 +1,24 @@
 """Rows that were run up to the last layer once give the same answers, losses and gradients as rows that were not."""
 
+import numpy as np
 import pytest
 import torch
 
 from fedvlm_secure.adapters import Adapter, AdapterSettings, attach
-from fedvlm_secure.training import TrainSettings, evaluate, train
+from fedvlm_secure.training import TrainSettings, evaluate, private, train
 from fedvlm_secure.training.answers import answer_logits, sample_losses
 from fedvlm_secure.training.context import ContextSplit
 from fedvlm_secure.training.features import FeatureSplit, precompute
+from fedvlm_secure.training.local import learning
+from fedvlm_secure.training.unit_gradients import Outer
 from tests.adapters.tiny_vlm import FakeSplit, tiny_vlm
+from tests.training.dp_reference import clipped_by_hand, middle_norm
 
 LAST = r".*text_model\.layers\.1\.(?:.*\.)?(?:q|o|gate|up|down)_proj"
 
 
-def adapted(targets: str = LAST) -> Adapter:
-    adapter = attach(tiny_vlm(), AdapterSettings(targets=targets, rank=2))
+def adapted(targets: str = LAST, rank: int = 2) -> Adapter:
+    adapter = attach(tiny_vlm(), AdapterSettings(targets=targets, rank=rank))
     generator = torch.Generator().manual_seed(3)
     adapter.load({name: torch.randn(t.shape, generator=generator) * 0.3 for name, t in adapter.state().items()})
     return adapter
@@ -47,6 +51,17 @@ def test_training_on_either_moves_alike() -> None:
         ends.append(adapter.state())
     for name in before:
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_high_rank_is_clipped_without_writing_its_gradients_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, split, units = adapted(rank=32), FakeSplit(6), [[0, 3, 4], [1], [2, 5]]
+    limit = middle_norm(adapter, split, units)
+    cached = precompute(adapter.peft_model, split)
+    with private.per_sample_gradients(adapter.peft_model), learning(adapter):
+        monkeypatch.setattr(Outer, "dense", lambda _: pytest.fail("written out"))
+        total = private.clipped_sum(adapter, cached, [np.array(unit) for unit in units], limit, 8).total
+    expected = clipped_by_hand(adapter, split, units, limit)
+    assert float((total - expected).norm() / expected.norm()) < 1e-4
 
 
 @pytest.mark.parametrize(
