@@ -25,6 +25,7 @@ _NOT_COVERED = (
     "a hospital's own figures about its training rows: how many there are, losses, the question-only baseline",
     "validation and test figures",
     "the choice of settings",
+    "the rows that the base model, and its bases if it has some, were made from",
     "timing",
     "who takes part",
 )
