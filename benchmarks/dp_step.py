@@ -1,7 +1,8 @@
 """A step of DP-SGD against the same step without: ``python benchmarks/dp_step.py``.
 
-The embedded model with the default adapter, 32 random rows with the image features computed beforehand, as training
-has them. Steps with and without take turns; the figures are medians of CPU seconds over turns, on one thread.
+The embedded model with the default adapter of runs without differential privacy (or, with ``--record``, of those with
+it), random rows with all that is frozen computed beforehand, as training has them. Steps with and without take turns;
+the figures are medians of CPU seconds over turns, on one thread.
 """
 
 import argparse
@@ -21,16 +22,17 @@ import torch
 
 from fedvlm_secure.adapters import Adapter, AdapterSettings, attach
 from fedvlm_secure.data import EncodedSplit
-from fedvlm_secure.models import load
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.models import load, lora_targets
 from fedvlm_secure.primitives.noise import NoiseSource
 from fedvlm_secure.training import (
     Split,
     TrainSettings,
     answer_logits,
-    precompute_image_features,
     private,
     sample_losses,
 )
+from fedvlm_secure.training.features import precompute
 from fedvlm_secure.training.local import learning, make_optimizer
 
 PLAIN, PRIVATE = "step", "step of DP-SGD"
@@ -105,15 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=40, help="tokens a row, 16 of them the picture's")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--last", action="store_true", help="o_proj and down_proj of the last layer only")
+    parser.add_argument("--record", action="store_true", help="the default adapter under record-level privacy")
     parser.add_argument("--turns", type=int, default=25)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load("embedded", device="cpu")
-    targets = r".*text_model\.layers\.3\..*(o_proj|down_proj)" if arguments.last else loaded.lora_targets
-    adapter = attach(loaded.model, AdapterSettings(targets=targets, rank=arguments.rank))
-    split = precompute_image_features(adapter.peft_model, rows_of(arguments.batch_size, arguments.length))
+    table = Settings.from_tables({"privacy": {"mode": "record" if arguments.record else "none"}}).adapter.model_dump()
+    targets = lora_targets(loaded.model, table.pop("layers"), table.pop("modules"))
+    adapter = attach(loaded.model, AdapterSettings(targets=targets, **table), loaded.bases)
+    split = precompute(adapter.peft_model, rows_of(arguments.batch_size, arguments.length))
     optimizer = make_optimizer(adapter, TrainSettings(steps=1, learning_rate=1e-4))
     clock = Clock()
     with learning(adapter):
