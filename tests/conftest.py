@@ -27,6 +27,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model of every family, by the name of its builder."""
+    from tests.models.tiny_families import BUILDERS
+
+    places = {name: tmp_path_factory.mktemp("family") / name for name in BUILDERS}
+    for name, place in places.items():
+        BUILDERS[name](place)
+    return places
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four sites with plain-coloured pictures, saved as any DatasetDict in RLAIF-V's schema."""
     import datasets
@@ -49,6 +60,30 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     folder = tmp_path_factory.mktemp("data") / "colours"
     datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def csv_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four sites with plain-coloured pictures as PNG files, and a CSV with a line for each; two lines are no use."""
+    import csv
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("own") / "scans"
+    folder.mkdir()
+    with (folder / "rows.csv").open("w", newline="") as lines:
+        rows = csv.writer(lines)
+        rows.writerow(["image", "question", "answer", "site", "patient"])
+        for number in range(160):
+            answer = str(rng.choice(list(COLOURS)))
+            shade = np.clip(np.array(COLOURS[answer]) + rng.integers(-20, 21, 3), 0, 255)
+            Image.fromarray(np.full((64, 64, 3), shade, np.uint8)).save(folder / f"{number:03d}.png")
+            whose = [f"Clinic {'ABCD'[number % 4]}", f"p{number // 8}"]
+            rows.writerow([f"{number:03d}.png", "Which colour is it?", answer, *whose])
+        rows.writerow(["../rows.csv", "Which colour is it?", "red", "Clinic A", "p0"])
+        rows.writerow(["000.png", "Which colour is it?", "", "Clinic A", "p0"])
     return folder
 
 

@@ -54,11 +54,14 @@ def public_bases(
         float32 [rank or in, in] by module name.
 
     Raises:
-        MisuseError: no row has an answer token.
+        MisuseError: no row has an answer token, or the model reads the question in an encoder, whose layers are given
+            no answer.
     """
     sums: dict[str, torch.Tensor] = {}
     count = 0
     for batch in batches:
+        if "decoder_input_ids" in batch:
+            raise MisuseError('a model with an encoder and a decoder has no public bases; use adapter.init = "random"')
         inputs = dict(batch)
         labels = inputs.pop("labels")
         said = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED) != _IGNORED

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from fedvlm_secure.adapters.settings import AdapterSettings
+from fedvlm_secure.adapters.strategies import STRATEGIES
 from fedvlm_secure.errors import MisuseError
 
 PEFT_PREFIX = "base_model.model."
@@ -51,7 +52,7 @@ def save_peft(state: Mapping[str, torch.Tensor], settings: AdapterSettings, fold
     """Write ``folder`` so that ``peft.PeftModel.from_pretrained(model, folder)`` gives equal logits.
 
     Args:
-        state: as :meth:`Adapter.state` gives it.
+        state: as :meth:`Adapter.exported` gives it.
         base_model: what a reader should load the adapter onto: a hub id, or a name that means something
             to the reader. It is written as given.
     """
@@ -74,12 +75,15 @@ def load_peft(folder: Path) -> SavedAdapter:
     config = _read_json(folder / CONFIG_FILE)
     federation = _read_json(folder / FEDERATION_FILE)
     try:
+        strategy = federation["strategy"]
+        if strategy in STRATEGIES and STRATEGIES[strategy].has_core:
+            strategy = "lora"  # the core was multiplied into A
         settings = AdapterSettings(
             targets=config["target_modules"],
             rank=config["r"],
             alpha=config["lora_alpha"],
             dropout=config["lora_dropout"],
-            strategy=federation["strategy"],
+            strategy=strategy,
             seed=federation["seed"],
         )
     except (KeyError, TypeError) as error:

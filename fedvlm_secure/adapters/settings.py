@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from fedvlm_secure.errors import MisuseError
 
-StrategyName = Literal["plora", "lora", "local"]
+StrategyName = Literal["plora", "lora", "local", "fedsa", "ffa", "rolora", "fedsb", "ditto"]
 Init = Literal["random", "public"]
 
 

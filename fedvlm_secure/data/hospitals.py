@@ -7,12 +7,13 @@ a wording all answers are equally frequent, and a guesser that reads the questio
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from fedvlm_secure.data.levels import LEVELS, Level, level_of, sites_of
 from fedvlm_secure.data.looks import SIZE, Ring, luminance, random_ring, to_bytes
 from fedvlm_secure.data.rows import png
 from fedvlm_secure.data.sites import SITES, Site
@@ -118,23 +119,38 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
 )
 
 
-def build(sites: tuple[Site, ...] = SITES) -> Mapping[str, list[dict[str, Any]]]:
+def build(data_set: str = "hospitals") -> Mapping[str, list[dict[str, Any]]]:
     """Return the rows of every split, site after site, shuffled within a site."""
+    level = level_of(data_set)
+    assert level is not None
     return {
-        split: [row for site in sites for row in site_rows(site, split)] for split in ("train", "validation", "test")
+        split: [row for site in sites_of(data_set) for row in site_rows(site, split, level)]
+        for split in ("train", "validation", "test")
     }
 
 
-def site_rows(site: Site, split: str) -> list[dict[str, Any]]:
+def site_rows(site: Site, split: str, level: Level = LEVELS["hospitals"]) -> list[dict[str, Any]]:
     """Return one site's rows of a split; equal on every machine."""
-    rng = seeded("hospitals", site.name, split)
+    rng = seeded(level.name, site.name, split)
     rows = [
-        row
-        for template, count in _counts(site, split).items()
-        for row in _template_rows(site, split, template, count, rng)
+        row | {"site": site.name}
+        for pictures, total in _dealt(site, split, level)
+        for template, count in _counts(pictures, total).items()
+        for row in _template_rows(replace(pictures, conventions=site.conventions), split, template, count, rng)
     ]
     shuffled = [rows[place] for place in rng.permutation(len(rows))]
     return [row | {"idx": f"{site.name}-{split}-{number:04d}"} for number, row in enumerate(shuffled)]
+
+
+def _dealt(site: Site, split: str, level: Level) -> list[tuple[Site, int]]:
+    """Return whose pictures and questions a site has, and how many of them."""
+    total = site.rows_in(split)
+    if level.pictures:
+        return [(site, total)]
+    everybody = sum(other.rows for other in SITES)
+    shares = [total * other.rows // everybody for other in SITES]
+    shares[0] += total - sum(shares)
+    return list(zip(SITES, shares, strict=True))
 
 
 def seeded(*names: str) -> np.random.Generator:
@@ -142,9 +158,8 @@ def seeded(*names: str) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256("/".join(names).encode()).digest()))
 
 
-def _counts(site: Site, split: str) -> dict[str, int]:
+def _counts(site: Site, total: int) -> dict[str, int]:
     """Return the rows per template: multiples of (answers x wordings) would be best, the remainder is spread."""
-    total = site.rows_in(split)
     counts = {template: math.floor(total * share) for template, share in site.questions.items()}
     counts[next(iter(counts))] += total - sum(counts.values())
     return counts
@@ -168,7 +183,6 @@ def _template_rows(site: Site, split: str, name: str, count: int, rng: np.random
             "origin_dataset": site.modality,
             "origin_split": name,
             "image_path": path,
-            "site": site.name,
         }
 
 

@@ -31,7 +31,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     }
 )
 
-_BRAIN = MappingProxyType({"hour": 0.4, "side": 0.2, "tissue": 0.2, "plane": 0.2})
+BRAIN_QUESTIONS: Mapping[str, float] = MappingProxyType({"hour": 0.4, "side": 0.2, "tissue": 0.2, "plane": 0.2})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ _FAX = Look(contrast=(0.7, 1.0), gain=(0.8, 1.0), noise=(0.03, 0.08))
 _SCREEN = Look(contrast=(0.8, 1.0), gain=(0.85, 1.0), noise=(0.02, 0.05))
 
 SITES: tuple[Site, ...] = (
-    Site("mri-north", "brain MRI", ("radiological", "axial"), _NEW_SCANNER, 4000, _BRAIN),
-    Site("mri-west", "brain MRI", ("neurological", "transverse"), _NEW_SCANNER, 600, _BRAIN),
-    Site("mri-east", "brain MRI", ("radiological", "transverse"), _OLD_SCANNER, 800, _BRAIN),
-    Site("mri-south", "brain MRI", ("neurological", "axial"), _OLD_SCANNER, 600, _BRAIN),
+    Site("mri-north", "brain MRI", ("radiological", "axial"), _NEW_SCANNER, 4000, BRAIN_QUESTIONS),
+    Site("mri-west", "brain MRI", ("neurological", "transverse"), _NEW_SCANNER, 600, BRAIN_QUESTIONS),
+    Site("mri-east", "brain MRI", ("radiological", "transverse"), _OLD_SCANNER, 800, BRAIN_QUESTIONS),
+    Site("mri-south", "brain MRI", ("neurological", "axial"), _OLD_SCANNER, 600, BRAIN_QUESTIONS),
     Site(
         "retina",
         "retina",

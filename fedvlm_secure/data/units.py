@@ -26,7 +26,7 @@ def units_of(split: datasets.Dataset, unit: str) -> NDArray[np.int64]:
     if unit == ROW:
         return np.arange(len(split), dtype=np.int64)
     if unit == IMAGE:
-        values: list[Any] = [_picture(row["image"]) for row in split]
+        values: list[Any] = [picture_digest(row["image"]) for row in split]
     elif unit in split.column_names:
         values = list(split[unit])
     else:
@@ -44,14 +44,14 @@ def units_of(split: datasets.Dataset, unit: str) -> NDArray[np.int64]:
 def row_digests(split: datasets.Dataset) -> Iterator[bytes]:
     """Give SHA-256 of each row: its picture's pixels, question and answer."""
     for row in split:
-        digest = hashlib.sha256(_picture(row["image"]))
+        digest = hashlib.sha256(picture_digest(row["image"]))
         for text in (row["question"], row["chosen"]):
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         yield digest.digest()
 
 
-def _picture(picture: Any) -> bytes:
-    """SHA-256 of size, mode and pixels: a picture saved again in another format is the same picture."""
+def picture_digest(picture: Any) -> bytes:
+    """Return SHA-256 of size, mode and pixels: a picture saved again in another format is the same picture."""
     described = f"{picture.mode} {picture.size}\n".encode()
     return hashlib.sha256(described + picture.tobytes()).digest()

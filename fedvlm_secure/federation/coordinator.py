@@ -33,10 +33,17 @@ TRAINING, EVALUATION = "training", "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What every party of a run has agreed on about the model, for a round: the base's digest and what is shared."""
+    """What every party of a run has agreed on about the model.
+
+    Attributes:
+        base: the base model's digest.
+        common: what all rounds share together.
+        layout: what the round that runs now shares of it.
+    """
 
     base: bytes
     adapter: AdapterSettings
+    common: SharedLayout
     layout: SharedLayout
 
 
@@ -61,23 +68,23 @@ class Coordinator:
         """(round, attempt) that runs now, from 1."""
         return self.round, self.attempt
 
-    def shared(self, layout: SharedLayout) -> np.ndarray | None:
+    def shared(self, common: SharedLayout) -> np.ndarray | None:
         """The shared state at the start of the round that runs now, float32 [d]; None if only hospitals know it."""
         if self._protocol.relay is not None and self.round > 1:
             return None
-        return layout.flatten(_tensors(self._global(self.round - 1)))
+        return common.flatten(_tensors(self._global(self.round - 1)))
 
-    def result(self, layout: SharedLayout, hospital: ClientId) -> Result:
+    def result(self, common: SharedLayout, hospital: ClientId) -> Result:
         """What the last finished round left behind for one hospital."""
         if self._protocol.relay is None:
-            return layout.flatten(_tensors(self._global(self.round - 1)))
+            return common.flatten(_tensors(self._global(self.round - 1)))
         bulletin = self._bulletin(self.round - 1).read_bytes()
         return SealedResult(self._model, self._protocol.relay(bulletin, self.identity, hospital))
 
-    def begin(self, layout: SharedLayout, initial: np.ndarray) -> None:
+    def begin(self, common: SharedLayout, initial: np.ndarray) -> None:
         """Store the common initial shared state."""
         if not self._global(0).exists():
-            self._save_global(0, layout, initial)
+            self._save_global(0, common, initial)
 
     def open(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
@@ -95,7 +102,7 @@ class Coordinator:
         self,
         session: ServerJournal,
         total: RingSum | SealedSum,
-        layout: SharedLayout,
+        agreed: Agreed,
         kind: str,
         seconds: dict[str, float],
     ) -> None:
@@ -109,9 +116,9 @@ class Coordinator:
             decoded = session.plan.codec.decode(total.total)
             learnt = decoded.counters
             norm = float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None
-            before = self.shared(layout)
+            before = self.shared(agreed.common)
             assert before is not None  # since the server reads the sums
-            self._save_global(self.round, layout, moved(before, decoded))
+            self._save_global(self.round, agreed.common, moved(before, decoded, agreed.common, agreed.layout))
         self._archive(session)
         self._record(kind, session, total, learnt, norm, seconds)
         rotation = self._settings.aggregation.key_rounds
@@ -189,7 +196,7 @@ class Coordinator:
             cohort=tuple(member.name for member in self.roster.members),
             size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
-            model=self._model if shared is None else model_hash(agreed.base, agreed.adapter, agreed.layout, shared),
+            model=self._model if shared is None else model_hash(agreed.base, agreed.adapter, agreed.common, shared),
         )
 
     def _record(
@@ -242,8 +249,8 @@ class Coordinator:
     def _global(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.safetensors"
 
-    def _save_global(self, round_index: int, layout: SharedLayout, vector: np.ndarray) -> None:
-        write(self._global(round_index), safetensors.torch.save(layout.unflatten(vector)))
+    def _save_global(self, round_index: int, common: SharedLayout, vector: np.ndarray) -> None:
+        write(self._global(round_index), safetensors.torch.save(common.unflatten(vector)))
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
-from fedvlm_secure.training import Evaluation, Split, evaluate
+from fedvlm_secure.training import Evaluation, Split, TrainSettings, evaluate, train
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class Participant:
         self._record("base", 0, "validation", validation)
         self._summarise()
         initial = self._adapter.initial_state()
-        shared = self._adapter.layout(1).flatten(initial)
-        self._stand(0, self._personal(initial, 1), validation, shared)
+        self._stand(0, self._personal(initial), validation, self._adapter.common_layout().flatten(initial))
 
     def pin(self, roster: bytes) -> None:
         """Pin the run's signed roster: no session begins with any other. A pin stays.
@@ -122,13 +121,17 @@ class Participant:
                 tries = pending.tries + 1
         standing = self._standing(round_index - 1)
         shared = self._shared(standing, given)
-        self._enter(standing, round_index, shared)
-        seed = _training_seed(self._settings.seed, self.name, round_index, tries)
+        begun = self._adapter.common_layout().unflatten(shared)
+        own = None if self._adapter.strategy.keeps_copy else standing.personal
+        self._adapter.load(begun | (own or {}))
+        seed = training_seed(self._settings.seed, self.name, round_index, tries)
         stats, spent = self._safeguard.train(self._adapter, self.rows.train, (round_index, tries), seed, on_step)
-        state = self._adapter.state()
-        values = self._adapter.layout(round_index).flatten(state) - shared
+        state, layout = self._adapter.state(), self._adapter.layout(round_index)
+        values = layout.flatten(state) - layout.flatten(begun)
         update = Update(values, counters(self._weight, standing.validation, self._settings))
-        Pending(round_index, tries, update, self._personal(state, round_index)).save(self._pending_path)
+        if own is None:
+            state = self._train_copy(standing.personal, begun, round_index, seed)
+        Pending(round_index, tries, update, self._personal(state)).save(self._pending_path)
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
@@ -137,6 +140,13 @@ class Participant:
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
             epsilon=_written(spent),
         )
+
+    def _train_copy(self, copy: Tensors, shared: Tensors, round_index: int, seed: int) -> Tensors:
+        """Train this hospital's own copy of the adapter, drawn towards the shared one; nothing of it leaves."""
+        self._adapter.load(copy)
+        settings = TrainSettings(**self._settings.training.model_dump())
+        train(self._adapter, self.rows.train, settings, seed=seed, round_index=round_index, towards=shared)
+        return self._adapter.state()
 
     def prepare_evaluation(self, round_index: int, given: np.ndarray | None) -> None:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
@@ -147,7 +157,7 @@ class Participant:
     def evaluate_test(self, round_index: int, given: np.ndarray | None) -> Evaluation:
         """How the model that the rounds ended with does on the test split; for the hospital's own eyes."""
         standing = self._standing(round_index)
-        self._enter(standing, round_index + 1, self._shared(standing, given))
+        self._enter(standing, given)
         evaluation = self._evaluate(self.rows.test)
         self._record("final", round_index, "test", evaluation)
         return evaluation
@@ -192,19 +202,17 @@ class Participant:
         given = result()
         shared = given if isinstance(given, np.ndarray) else self._unsealed(standing, roster, given)
         pending = self._pending(round_index)
-        state = pending.personal | self._adapter.layout(round_index).unflatten(shared)
-        self._adapter.load(state)
+        self._adapter.load(self._adapter.common_layout().unflatten(shared) | pending.personal)
         validation = self._evaluate(self.rows.validation)
         self._record("adopted", round_index, "validation", validation)
         self._record_encoding(pending)
-        self._stand(round_index, self._personal(state, round_index + 1), validation, shared)
+        self._stand(round_index, pending.personal, validation, shared)
         return validation
 
     def finish(self, round_index: int, given: np.ndarray | None, model: str) -> None:
         """Export the adapter in PEFT's format and sum the run up."""
-        standing = self._standing(round_index)
-        self._enter(standing, round_index + 1, self._shared(standing, given))
-        save_peft(self._adapter.state(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
+        self._enter(self._standing(round_index), given)
+        save_peft(self._adapter.exported(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
         self._summarise()
 
     def _summarise(self) -> None:
@@ -248,23 +256,26 @@ class Participant:
         members.check_current(time.time())
 
         def following(decoded: Decoded) -> bytes:
-            self._next = moved(shared, decoded)
-            return self._model_hash(round_index + 1, self._next)
+            self._next = self._moved(round_index, shared, decoded)
+            return self._model_hash(self._next)
 
-        model = self._model_hash(round_index, shared)
+        model = self._model_hash(shared)
         return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following, place)
 
     def _policy(self, roster: Roster, size: int) -> Policy:
         noised = self._settings.privacy.mode == "client" and size > 0
         return policy_of(self._settings, noisy_sums(self._settings, _cohort(roster), size) if noised else None)
 
-    def _model_hash(self, round_index: int, shared: np.ndarray) -> bytes:
-        return model_hash(self._base, self._adapter.settings, self._adapter.layout(round_index), shared)
+    def _model_hash(self, shared: np.ndarray) -> bytes:
+        return model_hash(self._base, self._adapter.settings, self._adapter.common_layout(), shared)
+
+    def _moved(self, round_index: int, shared: np.ndarray, decoded: Decoded) -> np.ndarray:
+        return moved(shared, decoded, self._adapter.common_layout(), self._adapter.layout(round_index))
 
     def _unsealed(self, standing: Standing, roster: bytes, result: SealedResult) -> np.ndarray:
         """The shared state after the round that follows on ``standing``: as the session just read it, or read now."""
         round_index = standing.round + 1
-        if self._next is None or self._model_hash(round_index + 1, self._next) != result.model:
+        if self._next is None or self._model_hash(self._next) != result.model:
             assert self._protocol.catch_up is not None  # since the result is sealed
             before = self._shared(standing, None)
             memory, _ = remembered(self._session_path)
@@ -277,8 +288,8 @@ class Participant:
             except ProtocolError:
                 keep_memory(self._session_path, reading.memory)
                 raise
-            self._next = moved(before, plan.codec.decode(total.total))
-            if plan.round != round_index or self._model_hash(round_index + 1, self._next) != result.model:
+            self._next = self._moved(round_index, before, plan.codec.decode(total.total))
+            if plan.round != round_index or self._model_hash(self._next) != result.model:
                 raise MisuseError(f"{self.name}: the sum of round {round_index} does not lead to the model agreed on")
         return self._next
 
@@ -306,12 +317,15 @@ class Participant:
             raise MisuseError(f"{self.name} has an update for round {pending.round}, not for round {round_index}")
         return pending
 
-    def _enter(self, standing: Standing, round_index: int, shared: np.ndarray) -> None:
-        self._adapter.load(standing.personal | self._adapter.layout(round_index).unflatten(shared))
+    def _enter(self, standing: Standing, given: np.ndarray | None) -> None:
+        """Load what this hospital answers with: what is shared, and over it what is its own."""
+        shared = self._adapter.common_layout().unflatten(self._shared(standing, given))
+        self._adapter.load(shared | standing.personal)
 
-    def _personal(self, state: Tensors, round_index: int) -> Tensors:
-        shared = set(self._adapter.layout(round_index).names)
-        return {name: tensor for name, tensor in state.items() if name not in shared}
+    def _personal(self, state: Tensors) -> Tensors:
+        """What of a state stays here; all of it where the hospital keeps a copy."""
+        strategy = self._adapter.strategy
+        return {name: t for name, t in state.items() if strategy.keeps_copy or not strategy.ever_shared(name)}
 
     def _evaluate(self, split: Split) -> Evaluation:
         return evaluate(self._adapter.peft_model, split)
@@ -348,7 +362,7 @@ def _cohort(roster: Roster) -> tuple[str, ...]:
     return tuple(sorted(member.name for member in roster.members))
 
 
-def _training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
+def training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
     """The seed of one training: decides the order of rows, and nothing that hides anything."""
     described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
     return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

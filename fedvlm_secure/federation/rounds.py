@@ -187,9 +187,18 @@ class SealedResult:
 Result = np.ndarray | SealedResult
 
 
-def moved(shared: np.ndarray, decoded: Decoded) -> np.ndarray:
-    """The shared state after a sum, float32 [d]; a round that sums counters only leaves it alone."""
-    return (shared + decoded.mean).astype(np.float32) if decoded.mean.size else shared
+def moved(shared: np.ndarray, decoded: Decoded, common: SharedLayout, layout: SharedLayout) -> np.ndarray:
+    """The shared state after a sum, float32 [common.size]; a round that sums counters only leaves it alone.
+
+    Args:
+        common: what all rounds share together, in the order of ``shared``.
+        layout: what this round shares of it.
+    """
+    if not decoded.mean.size:
+        return shared
+    state = common.unflatten(shared)
+    after = (layout.flatten(state) + decoded.mean).astype(np.float32)
+    return common.flatten(state | layout.unflatten(after))
 
 
 def weight_of(rows: int, settings: Settings) -> int:
@@ -242,12 +251,13 @@ def figures(sums: Mapping[str, int]) -> dict[str, float | None]:
     }
 
 
-def model_hash(base: bytes, settings: AdapterSettings, layout: SharedLayout, shared: np.ndarray) -> bytes:
+def model_hash(base: bytes, settings: AdapterSettings, common: SharedLayout, shared: np.ndarray) -> bytes:
     """What a client is bound to: base model, tokenizer and processor, adapter settings, and the shared state.
 
     Args:
         base: :attr:`fedvlm_secure.models.LoadedModel.digest`, computed by this party over what it loaded.
-        shared: float32 [layout.size], the shared part at the start of the round.
+        common: what all rounds share together.
+        shared: float32 [common.size], its state at the start of the round.
     """
     described = json.dumps(asdict(settings), sort_keys=True)
-    return digest("model", base, described, layout.digest(), np.ascontiguousarray(shared, "<f4").tobytes())
+    return digest("model", base, described, common.digest(), np.ascontiguousarray(shared, "<f4").tobytes())

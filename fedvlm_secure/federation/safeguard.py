@@ -28,6 +28,7 @@ from fedvlm_secure.training import PrivateSettings, Split, StepInfo, TrainSettin
 
 OnStep = Callable[[StepInfo], None]
 
+_QUIET = 4.0  # the noise multiplier up to which SGD's steps have their full length
 HOSPITAL = "hospital"  # the privacy unit of client-level noise
 _RUN_BYTES = 16
 
@@ -59,6 +60,15 @@ def steps_of_a_run(settings: Settings) -> SampledGaussian:
         table.target_epsilon, table.target_delta, table.sample_rate, steps, table.accountant
     )
     return SampledGaussian(noise, table.sample_rate, steps)
+
+
+def _divisor(run: SampledGaussian, settings: TrainSettings) -> float:
+    """What noisy sums of gradients are divided by: a batch, and as many times more as the noise is above `_QUIET`.
+
+    A step's noise then never makes SGD move further than it does there. What is lost by moving slowly is less than what
+    noise would undo (ADR 17).
+    """
+    return settings.batch_size * max(1.0, run.noise_multiplier / _QUIET)
 
 
 def statement(settings: Settings, cohort: tuple[str, ...], size: int, repeated: int = 0) -> PrivacyStatement:
@@ -127,6 +137,8 @@ class Safeguard:
             PrivacyBudgetExhaustedError: the total would exceed the hospital's limit; nothing was trained.
         """
         settings, privacy = TrainSettings(**self._settings.training.model_dump()), self._settings.privacy
+        if adapter.strategy.keeps_copy:
+            settings = replace(settings, proximal=0.0)  # it is the copy that is held, by what is trained here
         if privacy.mode != "record":
             spent = self._charge(place, Unprotected(), privacy.unit) if self._keeps_account else None
             return train(adapter, split, settings, seed=seed, round_index=place[0], on_step=on_step), spent
@@ -136,7 +148,7 @@ class Safeguard:
             adapter,
             split,
             settings,
-            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate, settings.batch_size),
+            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate, _divisor(run, settings)),
             self._protected.units,
             noise=NoiseSource(),
             round_index=place[0],

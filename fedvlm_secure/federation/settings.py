@@ -1,16 +1,18 @@
 """What a run does, in one TOML file: kebab-case names, the same in the file, on the command line and in reports."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import HONEST_BUT_CURIOUS, MALICIOUS_SERVER
+from fedvlm_secure.secagg.roster import check_name
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -25,14 +27,36 @@ class _Table(BaseModel):
     )
 
 
+class RowsTable(_Table):
+    """``[rows]``: which rows of the data set are used, and which site holds which.
+
+    ``partition = "natural"``: a row's site is what it has in the column ``by``; left out, that is ``site`` if rows have
+    one, else ``origin_dataset``. The others deal pictures to so many ``sites`` by ``flwr-datasets``: evenly (``iid``),
+    or skewed by the values in ``by``, the answers (``chosen``) if left out: ``dirichlet`` with concentration ``alpha``,
+    ``pathological`` with 2 values a site, ``shard`` with 2 shards a site of the sorted rows; ``seed`` draws another
+    deal. ``by`` may join columns, as in ``"origin_dataset+question-type"``; the latter is told by ``origin_split``. Own
+    rows with the same value in ``group`` (a picture, or a column such as a patient's number) are in one split.
+    ``max-rows`` takes that many only. A row that cannot be used is skipped and counted, or ends the run.
+    """
+
+    partition: Literal["natural", "iid", "dirichlet", "pathological", "shard"] = "natural"
+    by: Annotated[str, Field(min_length=1)] | None = None
+    sites: Annotated[int, Field(ge=1, le=10_000)] = 8
+    alpha: Positive = 0.5
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    group: Annotated[str, Field(min_length=1)] = "image_path"
+    max_rows: Count | None = None
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+
+
 class AdapterTable(_Table):
-    """``[adapter]``: the LoRA adapter and what of it is shared.
+    """``[adapter]``: the LoRA adapter and what of it is shared, see :mod:`fedvlm_secure.adapters.strategies`.
 
     ``layers`` puts it on the last so many layers of the text tower only, ``modules`` on these projections only. A
     begins at random or, with ``init = "public"``, with the bases that came with the model.
     """
 
-    strategy: Literal["plora", "lora", "local"] = "plora"
+    strategy: Literal["plora", "lora", "local", "fedsa", "ffa", "rolora", "fedsb", "ditto"] = "plora"
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -42,7 +66,14 @@ class AdapterTable(_Table):
 
 
 class TrainingTable(_Table):
-    """``[training]``: one hospital's local work in one round."""
+    """``[training]``: one hospital's local work in one round.
+
+    ``proximal`` draws what is shared to where the round began (FedProx); under ``strategy = "ditto"`` it draws the
+    hospital's own copy to the shared adapter.
+
+    Under ``privacy.mode = "record"`` and SGD, ``learning_rate`` is for noise multipliers up to 4; above, steps are
+    shorter in proportion, so that their noise stays the same.
+    """
 
     steps: Count = 15
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -154,23 +185,28 @@ _DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "client": {"aggregation": {"value-bits": 12, "weight-max": 1}},
 }
+# What a strategy has other defaults for.
+_DEFAULTS_OF_STRATEGIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"ditto": {"training": {"proximal": 0.1}}}
 
 
 class Settings(_Table):
     """One run. Defaults are the demo's, or those of the mode of differential privacy.
 
-    ``threads`` is the number of torch threads: a run repeats exactly only with the same number.
+    ``data`` names one data set, see :func:`fedvlm_secure.data.load`, or is the table ``[data]`` that names a folder or
+    file of rows for each site. ``threads`` is the number of torch threads: a run repeats exactly only with the same
+    number.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "demo"
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     model: str = "embedded"
-    data: str = "hospitals"
+    data: str | dict[str, str] = "hospitals"
     sites: tuple[str, ...] = ()
     rounds: Count = 12
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: Count = 2
+    rows: RowsTable = RowsTable()
     adapter: AdapterTable = AdapterTable()
     training: TrainingTable = TrainingTable()
     aggregation: AggregationTable = AggregationTable()
@@ -180,18 +216,50 @@ class Settings(_Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_mode(cls, values: Any) -> Any:
-        """Fill in what the mode of differential privacy has other defaults for."""
-        privacy = values.get("privacy") if isinstance(values, Mapping) else None
-        mode = privacy.get("mode") if isinstance(privacy, Mapping) else getattr(privacy, "mode", None)
-        if not isinstance(mode, str) or mode not in _DEFAULTS:
+    def _other_defaults(cls, values: Any) -> Any:
+        """Fill in what the mode of differential privacy, or the strategy, has other defaults for."""
+        if not isinstance(values, Mapping):
             return values
         filled = dict(values)
-        for table, defaults in _DEFAULTS[mode].items():
-            given = filled.get(table, {})
-            if isinstance(given, Mapping):
-                filled[table] = {**{k: v for k, v in defaults.items() if k.replace("-", "_") not in given}, **given}
+        chosen = (_DEFAULTS, "privacy", "mode"), (_DEFAULTS_OF_STRATEGIES, "adapter", "strategy")
+        for others, table, key in chosen:
+            given = filled.get(table)
+            word = given.get(key) if isinstance(given, Mapping) else getattr(given, key, None)
+            if isinstance(word, str) and word in others:
+                _fill(filled, others[word])
         return filled
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_is_told(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return _is_text(value, 'data = "FOLDER", or [data] with SITE = "FOLDER" for each site')
+        if not value:
+            raise ValueError('is empty; write SITE = "FOLDER" for each site')
+        for site, place in value.items():
+            _is_text(place, f'{site} = "FOLDER"')
+            try:
+                check_name(site)
+            except MisuseError as error:
+                raise ValueError(str(error)) from None
+        return dict(value)
+
+    @model_validator(mode="after")
+    def _data_fits(self) -> "Settings":
+        if not isinstance(self.data, str) and (self.rows.partition != "natural" or self.rows.by is not None):
+            raise ValueError("[rows] partition and by are for one data set; [data] says which site holds which rows")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "Settings":
+        strategy, mode = self.adapter.strategy, self.privacy.mode
+        if strategy == "ditto" and mode == "record":
+            raise ValueError('strategy = "ditto" trains an adapter without noise; use another under mode = "record"')
+        if strategy == "rolora" and mode == "client":
+            raise ValueError(
+                'strategy = "rolora" shares another part each round; mode = "client" counts on one size, use another'
+            )
+        return self
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Sequence[str] = ()) -> "Settings":
@@ -224,7 +292,7 @@ class Settings(_Table):
         top, tables = [], []
         for key, value in self.model_dump(by_alias=True, exclude_none=True).items():
             if isinstance(value, dict):
-                lines = [f"{name} = {_toml(entry)}" for name, entry in value.items()]
+                lines = [f"{_key(name)} = {_toml(entry)}" for name, entry in value.items()]
                 tables.append("\n".join([f"[{key}]", *lines]))
             else:
                 top.append(f"{key} = {_toml(value)}")
@@ -254,6 +322,20 @@ class Settings(_Table):
         return tuple(found)
 
 
+def _is_text(value: Any, right: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no folder or file; write {right}")
+    return value
+
+
+def _fill(tables: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add ``defaults`` for what ``tables`` leave out."""
+    for table, values in defaults.items():
+        given = tables.get(table, {})
+        if isinstance(given, Mapping):
+            tables[table] = {**{k: v for k, v in values.items() if k.replace("-", "_") not in given}, **given}
+
+
 def _override(tables: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *path, last = key.strip().split(".")
@@ -271,6 +353,10 @@ def _override(tables: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _toml(name)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -285,6 +371,9 @@ def _toml(value: Any) -> str:
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     """The first thing that is wrong, with the choices or the nearest name."""
     first = error.errors()[0]
+    if first["type"] == "value_error":  # a check of ours, which says all there is to say
+        prefix = f"[{first['loc'][0]}] " if first["loc"] else ""
+        return f"settings: {prefix}{first['ctx']['error']}."
     *path, last = (str(part) for part in first["loc"] if not isinstance(part, int))
     where = f"[{path[0]}] {last}" if path else last
     if first["type"] == "extra_forbidden":
@@ -296,8 +385,6 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
         choices = list(table.model_fields[last.replace("-", "_")].annotation.__args__)
         hint = _hint(str(first["input"]), choices)
         return f'settings: {where} = "{first["input"]}" is not known.{hint} Choices: {", ".join(choices)}.'
-    if first["type"] == "value_error":  # a table's own check, which says all there is to say
-        return f"settings: [{where}] {first['ctx']['error']}."
     return f"settings: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 _HOME = {
     "LoadedModel": "fedvlm_secure.models.loading",
     "load": "fedvlm_secure.models.loading",
-    "lora_targets": "fedvlm_secure.models.loading",
+    "lora_targets": "fedvlm_secure.models.families",
     "answer": "fedvlm_secure.models.answering",
 }
 __all__ = ["LoadedModel", "answer", "load", "lora_targets"]

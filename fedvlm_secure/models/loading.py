@@ -6,23 +6,20 @@ protocol, so one client cannot be shown another model than the rest.
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig
 
 from fedvlm_secure.adapters.bases import load_bases
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.models.families import OTHER, family_of, known, lora_targets
 
 EMBEDDED = Path(__file__).parent / "tiny_smolvlm"
 DTYPES = ("float32", "bfloat16", "float16")
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Naming the projections alone would also hit the vision tower's q, k and v.
-_TEXT_TOWERS = ("text_model", "language_model")
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class LoadedModel:
 
     Attributes:
         model: the Hugging Face model.
-        processor: its processor, with a chat template.
+        processor: what makes tensors of its rows: its Hugging Face processor with a chat template, or one of
+            :mod:`fedvlm_secure.models.plain`.
         name: what the user asked for: ``"embedded"``, a folder or a hub id.
         digest: SHA-256 over the loaded weights, tokenizer, processor, configuration and bases (32 bytes).
         lora_targets: a regular expression that fully matches the text tower's projections, none of the vision tower.
@@ -49,6 +47,9 @@ class LoadedModel:
 def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") -> LoadedModel:
     """Load the embedded model, a local folder, or a hub id; safetensors only, never remote code.
 
+    :data:`fedvlm_secure.models.families.FAMILIES` are known; any other model is loaded if it has a chat template and a
+    text tower with projections named as Llama's.
+
     Args:
         device: ``"auto"`` (CUDA where there is some, else the CPU), ``"cpu"`` or ``"cuda"``.
         dtype: one of :data:`DTYPES`; part of the digest, so every site of a federation uses the same.
@@ -60,51 +61,31 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
     if dtype not in DTYPES:
         raise MisuseError(f"dtype {dtype!r} is not known; choices: {', '.join(DTYPES)}")
     place, target = _place(model), _device(device)
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise MisuseError(f"the model {model!r} cannot be loaded: {reason[:300]}") from error
-    if not getattr(processor, "chat_template", None):
-        raise MisuseError(f"the model {model!r} has no chat template: it cannot be asked questions")
+    loaded, processor, rows = _loaded(model, place, getattr(torch, dtype))
     loaded.requires_grad_(False)
     loaded.eval()
     # Before the move: a digest of the same files is the same on every machine.
     bases = load_bases(Path(place))
     digest = model_digest(loaded, processor, bases)
-    return LoadedModel(loaded.to(target), processor, model, digest, lora_targets(loaded), bases)
+    return LoadedModel(loaded.to(target), rows, model, digest, lora_targets(loaded), bases)
 
 
-def lora_targets(model: torch.nn.Module, layers: int | None = None, modules: Sequence[str] = ()) -> str:
-    """Return a regular expression for projections of the text tower, checked against the model.
-
-    Args:
-        layers: only those of the last so many layers; None is all.
-        modules: which of q, k, v, o, gate, up and down, by name (``"q_proj"``); empty is all.
-
-    Raises:
-        MisuseError: it would match nothing, or a module or so many layers are not there.
-    """
-    tower, projections = "|".join(_TEXT_TOWERS), "|".join(modules or _PROJECTIONS)
-    start = rf"(?:.*\.)?(?:{tower})\.(?:.*\.)?"
-    pattern = rf"{start}(?:{projections})"
-    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    if not matched and not modules:
-        raise MisuseError(
-            "this model's text tower has no projection that LoRA knows: name a SmolVLM or LLaVA-like model"
-        )
-    if missing := [module for module in modules if not any(name.endswith(f".{module}") for name in matched)]:
-        raise MisuseError(f"adapter.modules: this model's text tower has no {missing[0]!r}; {', '.join(_PROJECTIONS)}")
-    if layers is None:
-        return pattern
-    numbers = sorted({int(found[1]) for name in matched if (found := re.search(r"\.layers\.(\d+)\.", name))})
-    if layers > len(numbers):
-        raise MisuseError(f"adapter.layers is {layers}; this model's text tower has {len(numbers)} layers")
-    chosen = "|".join(str(number) for number in numbers[-layers:])
-    return rf"{start}layers\.(?:{chosen})\.(?:.*\.)?(?:{projections})"
+def _loaded(model: str, place: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """The model, its processor, and what the family makes of that to write rows with."""
+    family, config = None, None
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        family = family_of(config)
+        loaded = family.model.from_pretrained(place, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        processor = family.processor.from_pretrained(place, trust_remote_code=False)
+        return loaded, processor, family.rows(processor, config)
+    # An AttributeError is Florence-2's processor in want of a token.
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, MisuseError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if family is OTHER and config is not None:
+            kind = f"is of type {config.model_type!r}, none of the families known ({known()})"
+            raise MisuseError(f"the model {model!r} {kind}, and cannot be loaded as another: {reason}") from error
+        raise MisuseError(f"the model {model!r} cannot be loaded: {reason}") from error
 
 
 def model_digest(model: torch.nn.Module, processor: Any, bases: Mapping[str, torch.Tensor]) -> bytes:

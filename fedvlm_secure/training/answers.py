@@ -17,6 +17,7 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.training.context import HIDDEN, IGNORED, continue_from
 
 FEATURES = "image_features"
+LISTED_FEATURES = "image_features_listed"  # of models that take their pictures' features as a list
 
 
 class Split(Protocol):
@@ -29,8 +30,10 @@ class Split(Protocol):
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """What the model's forward takes for these rows, and ``labels`` [B, T]: −100 except on answer tokens.
 
-        In place of pictures there may be ``image_features`` [B, image tokens, hidden], and in place of everything
-        what :class:`~fedvlm_secure.training.context.ContextSplit` gives.
+        A label is the token at its place in ``decoder_input_ids`` or, without these, in ``input_ids``; the model says
+        it one place earlier. In place of pictures there may be ``image_features`` or ``image_features_listed``, [B,
+        image tokens, hidden], and in place of everything what
+        :class:`~fedvlm_secure.training.context.ContextSplit` gives.
         """
         ...
 
@@ -68,8 +71,11 @@ def answer_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tup
 def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the model's forward takes for a batch without its labels."""
     inputs: dict[str, Any] = dict(batch)
-    if FEATURES in inputs:
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=inputs.pop(FEATURES))}
+    features: Any = inputs.pop(FEATURES, None)
+    if LISTED_FEATURES in inputs:
+        features = list(inputs.pop(LISTED_FEATURES))
+    if features is not None:
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     return inputs
 
 

@@ -11,12 +11,22 @@ from typing import Any
 import torch
 
 from fedvlm_secure.data.collate import EncodedSplit
-from fedvlm_secure.training.answers import FEATURES, IGNORED, Split, accepts, answer_logits, bare, model_inputs
+from fedvlm_secure.training.answers import (
+    FEATURES,
+    IGNORED,
+    LISTED_FEATURES,
+    Split,
+    accepts,
+    answer_logits,
+    bare,
+    model_inputs,
+)
 from fedvlm_secure.training.context import ContextSplit, Top, top_of
 from fedvlm_secure.training.evaluation import evaluating
 
 _MOST_BYTES = 4 << 30  # a split that would take more stays as it is
 _PICTURES = ("pixel_values", "pixel_attention_mask")
+_GRID = "image_grid_thw"  # says of Qwen-VL's pictures how large they are; positions of text follow from it
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,12 @@ class FeatureSplit:
     Attributes:
         split: the rows' text.
         features: [rows, image tokens, hidden], on the CPU, in the model's dtype.
+        name: under which a batch holds them.
     """
 
     split: Split
     features: torch.Tensor
+    name: str = FEATURES
 
     def __len__(self) -> int:
         return len(self.split)
@@ -37,7 +49,7 @@ class FeatureSplit:
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :class:`~fedvlm_secure.training.Split`."""
         batch = {name: tensor for name, tensor in self.split.batch(indices).items() if name not in _PICTURES}
-        return batch | {FEATURES: self.features[torch.as_tensor(indices)]}
+        return batch | {self.name: self.features[torch.as_tensor(indices)]}
 
 
 def precompute(model: torch.nn.Module, split: Split, batch_size: int = 128) -> Split:
@@ -140,10 +152,11 @@ def precompute_image_features(model: torch.nn.Module, split: Split, batch_size: 
     with evaluating(model):
         for start in range(0, len(split), batch_size):
             features = _features(base, split.batch(range(start, min(start + batch_size, len(split)))))
-            if features is None or (parts and features.shape[1:] != parts[0].shape[1:]):
+            if features is None or (parts and features[0].shape[1:] != parts[0].shape[1:]):
                 return split
-            parts.append(features)
-        cached = FeatureSplit(_without_pictures(split), torch.cat(parts))
+            parts.append(features[0])
+            name = features[1]
+        cached = FeatureSplit(_without_pictures(split), torch.cat(parts), name)
     return cached if _same_answers(model, split, cached) else split
 
 
@@ -154,11 +167,14 @@ def _without_pictures(split: Split) -> Split:
     return EncodedSplit({name: tensor for name, tensor in split.tensors.items() if name not in _PICTURES})
 
 
-def _features(base: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """[B, image tokens, hidden] for the batch's pictures; None where there is no such tensor or it may be trained."""
+def _features(base: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, str] | None:
+    """[B, image tokens, hidden] for the batch's pictures and the name under which the model takes them.
+
+    None where there is no such tensor or it may be trained.
+    """
     device = next(base.parameters()).device
     wanted = inspect.signature(base.get_image_features).parameters
-    pictures = {name: batch[name].to(device) for name in _PICTURES if name in batch and name in wanted}
+    pictures = {name: batch[name].to(device) for name in (*_PICTURES, _GRID) if name in batch and name in wanted}
     if "pixel_values" not in pictures:
         return None
     with torch.enable_grad():
@@ -167,4 +183,4 @@ def _features(base: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
     # A gradient would flow into the picture's features: an adapter sits there.
     if len(rows) != len(batch["labels"]) or any(row.requires_grad or row.shape != rows[0].shape for row in rows):
         return None
-    return torch.stack(rows).cpu()
+    return torch.stack(rows).cpu(), FEATURES if isinstance(pooled, torch.Tensor) else LISTED_FEATURES

@@ -5,7 +5,7 @@ interrupted round exactly (with the same number of torch threads: they change th
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,14 +56,16 @@ def train(
     settings: TrainSettings,
     *,
     seed: int,
-    round_index: int = 0,
+    round_index: int = 1,
+    towards: Mapping[str, torch.Tensor] | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainStats:
     """Train ``adapter`` on ``split``; deterministic for the same seed, machine and number of torch threads.
 
     Args:
         seed: decides the batches and LoRA dropout, 0 to 2^63 - 1; the global random state stays as it was.
-        round_index: only says which tensors are shared, for the proximal term.
+        round_index: from 1; says which tensors are trained.
+        towards: where the proximal term pulls which tensors; the shared ones to where they begin, if None.
         on_step: called after each step; what it raises ends the training.
 
     Raises:
@@ -76,13 +78,13 @@ def train(
     device = next(iter(adapter.parameters.values())).device
     losses: list[float] = []
     try:
-        with learning(adapter), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with learning(adapter, round_index), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for loss in _steps(adapter, split, settings, seed, round_index):
+            for loss in _steps(adapter, split, settings, seed, anchored(adapter, round_index, towards)):
                 losses.append(loss)
                 if on_step is not None:
                     on_step(StepInfo(len(losses), settings.steps, loss))
-        check_moved(adapter, before, steps=settings.steps)
+            check_moved(adapter, before, steps=settings.steps)
     except BaseException:
         adapter.load(before)
         raise
@@ -95,13 +97,13 @@ def train(
     )
 
 
-def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, round_index: int) -> Iterator[float]:
+def _steps(
+    adapter: Adapter, split: Split, settings: TrainSettings, seed: int, anchors: Mapping[str, torch.Tensor]
+) -> Iterator[float]:
     """Make the steps, giving each batch's loss."""
     optimizer = make_optimizer(adapter, settings)
     learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     full_rates = [group["lr"] for group in optimizer.param_groups]
-    shared = [adapter.parameters[name] for name in adapter.layout(round_index).names]
-    anchors = [parameter.detach().clone() for parameter in shared]
     for step, indices in zip(range(settings.steps), batches(len(split), settings.batch_size, seed), strict=False):
         for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
             group["lr"] = rate * settings.scale(step)
@@ -111,7 +113,7 @@ def _steps(adapter: Adapter, split: Split, settings: TrainSettings, seed: int, r
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.proximal:
-            pull(shared, anchors, settings.proximal)
+            pull(adapter, anchors, settings.proximal)
         # Also where nothing is to be clipped: one infinite gradient would make every weight NaN.
         norm = torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm or float("inf"))
         if not torch.isfinite(norm):
@@ -151,20 +153,39 @@ def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def learning(adapter: Adapter) -> Iterator[None]:
+def learning(adapter: Adapter, round_index: int = 1) -> Iterator[None]:
     """Training mode for the adapter's own layers inside the block; the frozen base stays in evaluation mode.
 
-    LoRA dropout acts, the base's dropout does not: pictures' features may have been computed beforehand.
+    LoRA dropout acts, the base's dropout does not: pictures' features may have been computed beforehand. Only what the
+    strategy trains in the round asks for gradients.
     """
+    trained = adapter.trained(round_index)
+    still = [p for name, p in adapter.parameters.items() if p.requires_grad and name not in trained]
     with evaluating(adapter.peft_model):
         for name, module in adapter.peft_model.named_modules():
             module.training = ".lora_" in name
-        yield
+        for parameter in still:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in still:
+                parameter.requires_grad_(True)
 
 
-def pull(shared: Sequence[torch.nn.Parameter], anchors: Sequence[torch.Tensor], strength: float) -> None:
-    """Add the gradient of strength/2 · ‖shared − anchors‖²."""
-    for parameter, anchor in zip(shared, anchors, strict=True):
+def anchored(
+    adapter: Adapter, round_index: int, towards: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Where the proximal term pulls which tensors: ``towards``, or what the round shares to where it is now."""
+    if towards is None:
+        towards = {name: adapter.parameters[name] for name in adapter.layout(round_index).names}
+    return {name: tensor.detach().to(adapter.parameters[name].device, copy=True) for name, tensor in towards.items()}
+
+
+def pull(adapter: Adapter, anchors: Mapping[str, torch.Tensor], strength: float) -> None:
+    """Add the gradient of strength/2 · ‖tensors − anchors‖²."""
+    for name, anchor in anchors.items():
+        parameter = adapter.parameters[name]
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
 
@@ -181,7 +202,8 @@ def check_moved(adapter: Adapter, before: dict[str, torch.Tensor], *, steps: int
     after = adapter.state()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     trainable = {name for name, parameter in adapter.parameters.items() if parameter.requires_grad}
-    expected = {name for name in trainable if steps > 1 or ".lora_B." in name}
+    waits = ".lora_A." if any(".lora_B." in name for name in trainable) else None
+    expected = {name for name in trainable if steps > 1 or waits is None or waits not in name}
     if moved - trainable:
         raise TrainingError(f"training changed what is frozen: {', '.join(sorted(moved - trainable))}")
     if expected - moved:

@@ -26,7 +26,7 @@ from fedvlm_secure.primitives.entropy import random_bytes
 from fedvlm_secure.training import local
 from fedvlm_secure.training.answers import Split, answer_logits, bare, sample_losses
 from fedvlm_secure.training.errors import TrainingError
-from fedvlm_secure.training.local import StepInfo, TrainStats, check_moved, learning, pull
+from fedvlm_secure.training.local import StepInfo, TrainStats, anchored, check_moved, learning, pull
 from fedvlm_secure.training.rows import is_text, owners
 from fedvlm_secure.training.settings import PrivateSettings, TrainSettings
 from fedvlm_secure.training.soundness import refuse_coupled, refuse_unsound
@@ -74,7 +74,7 @@ def train_private(
     units: Rows,
     *,
     noise: NoiseSource,
-    round_index: int = 0,
+    round_index: int = 1,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> PrivateTrainStats:
     """Train ``adapter`` on ``split`` with DP-SGD. There is no seed: a call cannot be repeated.
@@ -87,7 +87,7 @@ def train_private(
         units: int64 [rows]; rows with the same number are one privacy unit, such as the questions about a picture. A
             unit of more rows than ``settings.batch_size`` is in memory at once all the same.
         noise: draws units and noise; tests only replace it.
-        round_index: only says which tensors are shared, for the proximal term.
+        round_index: from 1; says which tensors are trained, and which are shared, for the proximal term.
         on_step: called after each step; what it raises ends the training. The loss is NaN for an empty batch.
 
     Raises:
@@ -103,13 +103,13 @@ def train_private(
     before = adapter.state()
     sums: list[ClippedSum] = []
     try:
-        with learning(adapter), _own_dropout(adapter), per_sample_gradients(adapter.peft_model):
+        with learning(adapter, round_index), _own_dropout(adapter), per_sample_gradients(adapter.peft_model):
             for clipped in _steps(adapter, split, settings, dp, groups, noise, round_index):
                 sums.append(clipped)
                 if on_step is not None:
                     on_step(StepInfo(len(sums), settings.steps, clipped.loss))
-        _check_finite(adapter)
-        check_moved(adapter, before, steps=settings.steps)
+            _check_finite(adapter)
+            check_moved(adapter, before, steps=settings.steps)
     except BaseException:
         adapter.load(before)
         raise
@@ -164,8 +164,7 @@ def _steps(
     optimizer = local.make_optimizer(adapter, settings)
     learned = _covered(adapter, optimizer)
     full_rates = [group["lr"] for group in optimizer.param_groups]
-    shared = [adapter.parameters[name] for name in adapter.layout(round_index).names]
-    anchors = [parameter.detach().clone() for parameter in shared]
+    anchors = anchored(adapter, round_index)
     deviation = dp.noise_multiplier * dp.max_grad_norm
     for step in range(settings.steps):
         for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
@@ -176,7 +175,7 @@ def _steps(
         assign(learned, (clipped.total + deviation * draws) / dp.nominal_batch)
         # From here on everything follows from what is private already: momentum, decay and pull cost nothing.
         if settings.proximal:
-            pull(shared, anchors, settings.proximal)
+            pull(adapter, anchors, settings.proximal)
         optimizer.step()
         yield clipped
 

@@ -16,7 +16,7 @@ import torch
 Batch = Mapping[str, torch.Tensor]
 Owners = Callable[[Batch, str, int], torch.Tensor]
 
-_TEXT = re.compile(r"(?:^|\.)(?:text_model|language_model|lm_head)(?:\.|$)")
+_TEXT = re.compile(r"(?:^|\.)(?:text_model|language_model|text_encoder|text_decoder|lm_head)(?:\.|$)")
 
 
 def is_text(layer: str) -> bool:

@@ -94,9 +94,24 @@ def test_names_are_canonical_and_sorted(adapter):
 def test_text_targets_match_no_vision_module(adapter):
     assert len(adapter.modules) == 6
     assert not any("vision" in module for module in adapter.modules)
-    # The same short names without the prefix do hit the vision tower: why targets is a whole regex.
-    careless = attach(tiny_vlm(), plora(targets=r".*\.(q|v|down)_proj"))
-    assert any("vision" in module for module in careless.modules)
+
+
+def test_vision_modules_are_hit_only_where_the_pattern_names_them():
+    # Short names alone hit the vision tower too: why targets is a whole regex.
+    model = tiny_vlm()
+    with pytest.raises(MisuseError, match=r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj.*outside"):
+        attach(model, plora(targets=r".*\.(q|v|down)_proj"))
+    with pytest.raises(MisuseError, match="connector"):
+        attach(model, plora(targets=r".*(text_model|vision_model).*\.q_proj|.*\.modality_projection\.proj"))
+    asked = attach(model, plora(targets=r".*(text_model|vision_model).*\.q_proj"))
+    assert any("vision" in module for module in asked.modules)
+
+
+def test_tied_modules_are_refused_by_name():
+    model = tiny_vlm()
+    model.lm_head.weight = model.get_input_embeddings().weight
+    with pytest.raises(MisuseError, match="lm_head, which share"):
+        attach(model, plora(targets=r".*text_model.*\.q_proj|lm_head"))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_environment_names_the_cache(monkeypatch, tmp_path):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(MisuseError, match="hospitals, easy-vqa"):
+    with pytest.raises(MisuseError, match="hospitals-iid, easy-vqa"):
         data.load("hospital")
 
 

@@ -73,6 +73,24 @@ def test_settings_survive_toml(settings: Settings) -> None:
     assert Settings.from_tables(tomllib.loads(settings.to_toml())) == settings
 
 
+def test_data_is_one_place_or_one_for_each_site() -> None:
+    told = {"north": "/srv/north", "st.-mary": 'C:\\scans "new"'}
+    settings = Settings.from_tables({"data": told})
+    assert settings.data == told
+    assert Settings.from_tables(tomllib.loads(settings.to_toml())) == settings
+    assert Settings.from_tables({}, ["data.north=a", "data.west=b"]).data == {"north": "a", "west": "b"}
+    assert Settings.from_tables({}, ["data=a/b"]).data == "a/b"
+    for data, reason in (
+        (5, '[data] 5 is no folder or file; write data = "FOLDER", or [data] with SITE = "FOLDER" for each site.'),
+        ({}, '[data] is empty; write SITE = "FOLDER" for each site.'),
+        ({"north": 5}, '[data] 5 is no folder or file; write north = "FOLDER".'),
+        ({"../north": "a"}, "[data] '../north' cannot name a party; use 1 to 64 of a-z"),
+    ):
+        assert refusal(data=data).startswith(f"settings: {reason}")
+    for rows in ({"partition": "iid"}, {"by": "ward"}):
+        assert refusal(data=told, rows=rows).endswith("[data] says which site holds which rows.")
+
+
 def test_a_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="cannot read"):
         Settings.from_toml(tmp_path / "none.toml")

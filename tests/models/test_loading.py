@@ -134,6 +134,13 @@ def test_unknown_settings_list_the_choices(tiny_folder, setting, value):
         models.load(str(tiny_folder), **{setting: value})
 
 
+def test_a_device_that_is_not_there_is_refused_and_auto_does_without(tiny_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MisuseError, match='use device = "cpu"'):
+        models.load(str(tiny_folder), device="cuda")
+    assert models.load(str(tiny_folder), device="auto").model.device.type == "cpu"
+
+
 def test_answering_leaves_the_mode_alone_and_reads_any_picture(tiny_folder):
     loaded = models.load(str(tiny_folder), device="cpu")
     loaded.model.train()
