@@ -51,13 +51,19 @@ def budget(
     plan.tasks(out)  # a mistake in the settings is answered before the heavy packages load
 
     from fedvlm_secure.cli import budget_console as console
+    from fedvlm_secure.cli.study_console import watch
 
-    with console.watch(out) as watch:
-        failures = engine.run(plan, out, workers=workers or len(os.sched_getaffinity(0)), watch=watch)
+    with watch(out) as watching:
+        failures = engine.run(plan, out, workers=workers or len(os.sched_getaffinity(0)), watch=watching)
     if as_json:
         typer.echo(json.dumps(console.as_dict(out, failures)))
     elif (out / "budget.html").exists():
         console.print_table(out)
     if failures:
         print(f"{len(failures)} cells failed; the same command tries them again", file=sys.stderr)
-        raise typer.Exit(_CODES.get(failures[0].family, 2))
+        raise typer.Exit(exit_code(failures[0].family))
+
+
+def exit_code(family: str) -> int:
+    """The exit code for a cell that failed with an error of this class."""
+    return _CODES.get(family, 2)

@@ -43,14 +43,10 @@ def examine(settings: "Settings") -> dict[str, Any]:
     Raises:
         MisuseError: the model or its adapter cannot be had.
     """
-    from fedvlm_secure.adapters import AdapterSettings, attach
-    from fedvlm_secure.models import load, lora_targets
+    from fedvlm_secure.engines.assembly import attached
     from fedvlm_secure.training import check_model
 
-    loaded = load(settings.model, settings.device, settings.dtype)
-    table = settings.adapter.model_dump()
-    targets = lora_targets(loaded.model, table.pop("layers"), table.pop("modules"))
-    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **table), loaded.bases)
+    loaded, adapter = attached(settings)
     findings = check_model(adapter.peft_model)
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot be lost: a library's callback may swallow the exception, so whoever watches is told as well."""
+"""Ctrl-C that cannot be lost: a library may swallow the exception or turn it into its own, so whoever watches is told."""
 
 import signal
 import threading
@@ -16,7 +16,12 @@ class Interruptible(Protocol):
 
 @contextmanager
 def interrupting(watch: Interruptible) -> Iterator[None]:
-    """Let ``watch`` know of Ctrl-C as well as whatever runs at that moment."""
+    """Let ``watch`` know of Ctrl-C as well as whatever runs at that moment.
+
+    Raises:
+        KeyboardInterrupt: also in place of an error that follows Ctrl-C. safetensors, for one, answers an interrupted
+            read with a ValueError.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         watch.interrupted = True
@@ -28,5 +33,9 @@ def interrupting(watch: Interruptible) -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if watch.interrupted:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, previous)

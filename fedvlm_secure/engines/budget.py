@@ -1,31 +1,19 @@
-"""Privacy-budget studies: one run of the local engine for every ε, strategy and seed, and each cell kept by itself.
+"""Privacy-budget studies: one run of the local engine for every ε, strategy and seed."""
 
-A study is a folder: ``study.json`` says what was asked, ``cells/NAME/`` is a cell's run directory and
-``cells/NAME.json`` its figures, written when it has finished. Whatever stops a study, the same call goes on with it:
-finished cells are kept, an interrupted one continues in its run directory. Figures of other settings are refused, never
-mixed in.
-"""
-
-import hashlib
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedvlm_secure.engines.budget_workers import Failure, Figures, Runner, Task, Watch, perform
-from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.engines.study import Study, opened, run_cell
+from fedvlm_secure.engines.study_workers import Failure, Figures, Runner, Task, Watch
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.files import read_json, write_json
+from fedvlm_secure.files import write_json
 from fedvlm_secure.report import budget
 from fedvlm_secure.report.budget import LOCAL, Epsilon
-
-if TYPE_CHECKING:
-    from fedvlm_secure.engines.local import Encoded, RunResult
 
 SMALLEST, LARGEST = 0.01, 1000.0
 _SWEPT = ("name", "seed", "adapter.strategy", "privacy.target-epsilon", "privacy.noise-multiplier")
@@ -121,26 +109,6 @@ def parse_epsilons(words: str) -> tuple[Epsilon, ...]:
     return tuple(value(word.strip()) for word in words.split(","))
 
 
-_encoded: "Encoded" = {}  # for all cells of a study that this process runs
-
-
-@contextmanager
-def _forgetting() -> Iterator[None]:
-    """Afterwards this process keeps no rows: they take half a gigabyte, and may have changed by the next study."""
-    try:
-        yield
-    finally:
-        _encoded.clear()
-
-
-def run_cell(settings: Settings, folder: Path, observer: Observer) -> "RunResult":
-    """Run a federation, or go on with the one that was interrupted in ``folder``."""
-    from fedvlm_secure.engines import local  # a study itself trains nothing: its workers load the heavy packages
-
-    begun = (folder / "settings.toml").exists()
-    return local.run(settings, folder, resume=begun, observer=observer, encoded=_encoded)
-
-
 def run(
     plan: Plan, out: Path | str, *, workers: int = 1, watch: Watch | None = None, runner: Runner = run_cell
 ) -> tuple[Failure, ...]:
@@ -157,62 +125,18 @@ def run(
     Raises:
         MisuseError: settings that do not fit together, or a folder that holds other things or cells of other settings.
     """
-    folder, watch = Path(out), watch or Watch()
+    folder = Path(out)
     tasks = plan.tasks(folder)
-    _check_folder(folder)
-    failures: list[Failure] = []
-    with RunDirectory(folder).locked():
-        kept = [task for task in tasks if _is_finished(task)]
+    with opened(folder):
+        study = Study(_figures, budget.read_cell, runner, workers, watch or Watch())
+        kept = study.finished(tasks)
         _write_study(folder, plan, tasks)
-        watch.study_begins(len(tasks), len(kept))
-        todo = [task for task in tasks if task not in kept]
-        with closing(perform(todo, runner, workers, watch)) as outcomes, _forgetting():
-            for task, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    failures.append(outcome)
-                    watch.cell_fails(outcome)
-                else:
-                    _keep(task, outcome)
-                    watch.cell_ends(task.name, budget.read_cell(_figures_of(task)).accuracy)
+        failures = study.complete(tasks, kept)
         if len(failures) < len(tasks):
             from fedvlm_secure.report.budget_page import write
 
             write(folder)
-    return tuple(failures)
-
-
-def _check_folder(folder: Path) -> None:
-    """Never write among files that are not a study's."""
-    if (folder / "study.json").exists() or not folder.exists():
-        return
-    # What is left of a study that was killed while it wrote its very first file is none of others' files.
-    if not folder.is_dir() or any(path.name != "study.json.part" for path in folder.iterdir()):
-        raise MisuseError(f"{folder} is not empty and holds no study; name another with --out")
-
-
-def _figures_of(task: Task) -> Path:
-    return task.folder.with_name(task.name + ".json")
-
-
-def _is_finished(task: Task) -> bool:
-    """Whether the cell has figures; raises :class:`MisuseError` if they, or its run, are of other settings."""
-    other = MisuseError(
-        f"{task.folder} began with other settings, or under another version; name another folder with --out"
-    )
-    if _figures_of(task).exists():
-        figures = read_json(_figures_of(task))
-        if not isinstance(figures, dict) or figures.get("settings-sha256") != _digest(task.settings):
-            raise other
-        budget.read_cell(_figures_of(task))
-        return True
-    begun = RunDirectory(task.folder).settings
-    if begun.exists() and begun.read_text(encoding="utf-8") != task.settings.to_toml():
-        raise other
-    return False
-
-
-def _digest(settings: Settings) -> str:
-    return hashlib.sha256(settings.to_toml().encode()).hexdigest()
+    return failures
 
 
 def _write_study(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
@@ -227,18 +151,15 @@ def _write_study(folder: Path, plan: Plan, tasks: Sequence[Task]) -> None:
     write_json(folder / "study.json", asked)
 
 
-def _keep(task: Task, figures: Figures) -> None:
-    """Write a cell's figures: from here on it has finished."""
-    settings, summary = task.settings, figures["summary"]
-    kept = {
+def _figures(task: Task, outcome: Figures) -> Figures:
+    settings, summary = task.settings, outcome["summary"]
+    return {
         "strategy": settings.adapter.strategy,
         "epsilon": None if settings.privacy.mode == "none" else settings.privacy.target_epsilon,
         "seed": settings.seed,
-        "settings-sha256": _digest(settings),
-        "sites": figures["sites"],
+        "sites": outcome["sites"],
         **{key: summary.get(key) for key in ("privacy", "insecure", "versions", "seconds", "shared-parameters")},
     }
-    write_json(_figures_of(task), kept)
 
 
 def _word(epsilon: Epsilon) -> str:

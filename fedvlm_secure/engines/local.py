@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from fedvlm_secure import data, models
-from fedvlm_secure.adapters import Adapter, AdapterSettings, SharedLayout, attach
+from fedvlm_secure import data
+from fedvlm_secure.adapters import Adapter
+from fedvlm_secure.engines.assembly import Encoded, attached, encoded_splits, sites_in
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
@@ -39,13 +40,8 @@ from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import ClientId, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
 from fedvlm_secure.training import Split
-from fedvlm_secure.training.features import precompute
 
 _PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
-
-
-Encoded = dict[tuple[object, ...], dict[str, Split]]
-"""Hospitals' encoded splits, by all that decides how they come out."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +120,14 @@ class _Federation:
         """One attempt at one round: everybody trains, the vectors are summed, everybody adopts the result."""
         coordinator, observer = self.coordinator, self.observer
         round_index, attempt = coordinator.place
-        layout = self._layout(round_index)
-        shared = coordinator.shared(layout)
+        agreed = self._agreed(round_index)
+        shared = coordinator.shared(agreed.common)
         observer.round_begins(round_index, self.settings.rounds, attempt, len(self.participants))
         started = time.monotonic()
         self._prepare(kind, coordinator.place, shared)
         seconds = {TRAINING: time.monotonic() - started}
         with ExitStack() as files:
-            session = files.enter_context(closing(coordinator.open(self._agreed(layout), shared, kind)))
+            session = files.enter_context(closing(coordinator.open(agreed, shared, kind)))
             clients = {
                 name: files.enter_context(closing(participant.session(coordinator.place, self.roster, shared)))
                 for name, participant in self.participants.items()
@@ -145,7 +141,7 @@ class _Federation:
                 observer.round_aborts(round_index, attempt, one_line(reason))
                 coordinator.abort(session, reason, seconds)
                 return
-            coordinator.close(session, total, layout, kind, seconds)
+            coordinator.close(session, total, agreed, kind, seconds)
         accuracy = self._adopt(round_index) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
         spent = {name: participant.spent(round_index) for name, participant in self.participants.items()}
@@ -159,18 +155,17 @@ class _Federation:
                 self.round(EVALUATION)
             return
         self._adopt(self.settings.rounds)
-        shared = self.coordinator.shared(self._layout(self.settings.rounds))
+        shared = self.coordinator.shared(self.adapter.common_layout())
         for participant in self.participants.values():
             participant.evaluate_test(self.settings.rounds, shared)
 
     def finish(self) -> dict[str, Any]:
         """Everybody exports what it has, and the coordinator sums up."""
-        rounds = self.settings.rounds
-        layout = self._layout(rounds)
-        shared = self.coordinator.shared(layout)
+        rounds, common = self.settings.rounds, self.adapter.common_layout()
+        shared = self.coordinator.shared(common)
         for participant in self.participants.values():
             participant.finish(rounds, shared, self.model_name)
-        return self.coordinator.finish(layout.size, _versions())
+        return self.coordinator.finish(common.size, _versions())
 
     def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray | None) -> None:
         round_index = place[0]
@@ -188,9 +183,9 @@ class _Federation:
                 participant.prepare_evaluation(round_index, shared)
 
     def _adopt(self, round_index: int) -> float:
-        layout, coordinator = self._layout(round_index), self.coordinator
+        common, coordinator = self.adapter.common_layout(), self.coordinator
         evaluations = [
-            participant.adopt(round_index, self.roster, partial(coordinator.result, layout, name))
+            participant.adopt(round_index, self.roster, partial(coordinator.result, common, name))
             for name, participant in self.participants.items()
         ]
         return sum(evaluation.accuracy for evaluation in evaluations) / len(evaluations)
@@ -207,11 +202,9 @@ class _Federation:
 
         return alive
 
-    def _layout(self, round_index: int) -> SharedLayout:
-        return self.adapter.layout(round_index)
-
-    def _agreed(self, layout: SharedLayout) -> Agreed:
-        return Agreed(self.base, self.adapter.settings, layout)
+    def _agreed(self, round_index: int) -> Agreed:
+        adapter = self.adapter
+        return Agreed(self.base, adapter.settings, adapter.common_layout(), adapter.layout(round_index))
 
 
 class _Watched:
@@ -264,32 +257,24 @@ def _is_foreign(path: Path) -> bool:
 def _assemble(folder: RunDirectory, settings: Settings, observer: Observer, encoded: Encoded) -> _Federation:
     """Load the model, give every hospital its rows and its folder, and enrol everybody."""
     observer.loading(f"model {settings.model}")
-    loaded = models.load(settings.model, settings.device, settings.dtype)
-    chosen = settings.adapter.model_dump()
-    targets = models.lora_targets(loaded.model, chosen.pop("layers"), chosen.pop("modules"))
-    adapter = attach(loaded.model, AdapterSettings(targets=targets, seed=settings.seed, **chosen), loaded.bases)
-    observer.loading(f"data {settings.data}")
-    sites = _sites(settings)
-    layout = adapter.layout(1)
-    check_settings(settings, {name: len(splits["train"]) for name, splits in sites.items()}, layout.size)
+    loaded, adapter = attached(settings)
+    observer.loading(f"data {data.called(settings.data)}")
+    sites = sites_in(settings, observer)
+    check_settings(settings, {name: len(splits["train"]) for name, splits in sites.items()}, adapter.layout(1).size)
     write(folder.settings, settings.to_toml().encode())
     participants = {}
     for name, splits in sites.items():
         observer.loading(f"site {name}")
-        key = (loaded.digest, settings.device, settings.dtype, targets, settings.data, name)
-        if key not in encoded:
-            encoded[key] = {
-                split: precompute(adapter.peft_model, data.encode(own, loaded.processor))
-                for split, own in splits.items()
-            }
-        rows = _rows(splits, encoded[key], settings, _description(name, settings.data))
+        own = encoded_splits(loaded, adapter, settings, name, splits, encoded)
+        rows = _rows(splits, own, settings, data.description(settings.data, name))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     roster = _roster(folder, participants)
     for participant in participants.values():
         participant.pin(roster)
     coordinator = Coordinator(folder.coordinator, settings, read_roster(roster))
-    coordinator.begin(layout, layout.flatten(adapter.initial_state()))
+    common = adapter.common_layout()
+    coordinator.begin(common, common.flatten(adapter.initial_state()))
     return _Federation(settings, coordinator, participants, roster, adapter, loaded.digest, loaded.name, observer)
 
 
@@ -300,22 +285,6 @@ def _roster(folder: RunDirectory, participants: Mapping[ClientId, Participant]) 
         members = tuple(member(name, participants[name].identity) for name in sorted(participants))
         write(folder.roster, sign_roster(Roster(consortium.public, 1, NEVER, server.public, members), consortium))
     return folder.roster.read_bytes()
-
-
-def _sites(settings: Settings) -> dict[str, Mapping[str, Dataset]]:
-    sites: dict[str, dict[str, Dataset]] = {}
-    for split, rows in data.load(settings.data).items():
-        for name, own in data.by_site(rows).items():
-            sites.setdefault(name, {})[split] = own
-    if unknown := sorted(set(settings.sites) - sites.keys()):
-        raise MisuseError(f"settings: sites holds {unknown[0]!r}; {settings.data} has {', '.join(sites)}")
-    chosen: dict[str, Mapping[str, Dataset]] = {
-        name: splits for name, splits in sites.items() if not settings.sites or name in settings.sites
-    }
-    for name, splits in chosen.items():
-        if missing := sorted({"train", "validation", "test"} - splits.keys()):
-            raise MisuseError(f"site {name!r} of {settings.data} has no rows in the split {missing[0]!r}")
-    return chosen
 
 
 def _rows(splits: Mapping[str, Dataset], encoded: Mapping[str, Split], settings: Settings, description: str) -> Rows:
@@ -333,11 +302,6 @@ def _protected(train: Dataset, settings: Settings) -> Protected | None:
     if not settings.keeps_account:
         return None  # both look at every picture
     return Protected(data.units_of(train, settings.privacy.unit), fingerprint(data.row_digests(train)))
-
-
-def _description(name: str, data_set: str) -> str:
-    known = data.SITES if data_set == "hospitals" else ()
-    return next((f"{site.modality}; {', '.join(site.conventions)}" for site in known if site.name == name), "")
 
 
 def _versions() -> dict[str, str]:

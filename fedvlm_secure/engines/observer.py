@@ -9,6 +9,9 @@ class Observer:
     def loading(self, what: str) -> None:
         """Something slow begins before the first round."""
 
+    def skipped(self, what: str) -> None:
+        """Rows of the data set are left out, because they cannot be used and the settings say so."""
+
     def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
         """An attempt at a round begins, with ``sites`` hospitals; round ``rounds + 1`` is the closing evaluation."""
 

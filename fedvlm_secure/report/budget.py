@@ -1,23 +1,15 @@
-"""A privacy-budget study as values: what its cells measured, and what that says with how much certainty.
-
-A study's folder holds ``study.json``, what was asked, and one ``cells/NAME.json`` a finished cell; everything else here
-follows from them. The unit of chance is a seed: a cell's figure is the unweighted mean over its hospitals, and an
-interval is Student's t over the seeds (Gosset 1908), so it says nothing about the choice of the test questions.
-"""
+"""A privacy-budget study as values: what its cells measured, and what that says with how much certainty."""
 
 import csv
 import io
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.files import read_json
 from fedvlm_secure.report.headline import SiteRow, mean
 from fedvlm_secure.report.reading import Line, mapping, names, number, text
+from fedvlm_secure.report.study import Estimate, field, object_in, over_seeds, site_of
 
 LOCAL = "local"
 _PRIVACY = ("delta", "noise-multiplier")
@@ -72,15 +64,6 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over seeds and the half-width of its 95 % interval, None for a single seed."""
-
-    mean: float
-    half: float | None
-    seeds: int
-
-
-@dataclass(frozen=True, slots=True)
 class Study:
     """What was asked and the cells that have finished, in the order in which they were asked for."""
 
@@ -111,7 +94,7 @@ class Study:
 
     def accuracy(self, strategy: str, epsilon: Epsilon) -> Estimate | None:
         """Test accuracy: the mean over hospitals of each seed, then over seeds."""
-        return _over_seeds(self.group(strategy, epsilon), lambda cell: cell.accuracy)
+        return over_seeds(self.group(strategy, epsilon).values(), lambda cell: cell.accuracy)
 
     @property
     def base(self) -> float | None:
@@ -125,7 +108,7 @@ class Study:
 
     def gain(self, strategy: str, epsilon: Epsilon) -> Estimate | None:
         """Accuracy minus the base model's, seed by seed."""
-        return _over_seeds(self.group(strategy, epsilon), _gain)
+        return over_seeds(self.group(strategy, epsilon).values(), _gain)
 
     def kept(self, strategy: str, epsilon: Epsilon) -> Estimate | None:
         """The share of the gain without differential privacy that remains, seed by seed.
@@ -138,7 +121,7 @@ class Study:
             private, without = _gain(cell), _gain(free[cell.seed]) if cell.seed in free else None
             return None if private is None or not without or without < 0 else private / without
 
-        return _over_seeds(self.group(strategy, epsilon), share)
+        return over_seeds(self.group(strategy, epsilon).values(), share)
 
     def difference(self, strategy: str, other: str, epsilon: Epsilon) -> Estimate | None:
         """``strategy``'s accuracy minus ``other``'s under the same ε, paired by seed."""
@@ -148,7 +131,7 @@ class Study:
             own, its = cell.accuracy, theirs[cell.seed].accuracy if cell.seed in theirs else None
             return None if own is None or its is None else own - its
 
-        return _over_seeds(self.group(strategy, epsilon), lead)
+        return over_seeds(self.group(strategy, epsilon).values(), lead)
 
     def worst(self, epsilon: Epsilon, figure: Callable[[Cell], float | None]) -> float | None:
         """The largest figure among the cells of an ε."""
@@ -156,19 +139,9 @@ class Study:
         return max((value for value in found if value is not None), default=None)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean and the half-width of its 95 % interval by Student's t with ``len(values) - 1`` degrees of freedom."""
-    if len(values) < 2:
-        return Estimate(fmean(values), None, len(values))
-    from scipy.special import stdtrit  # loads in no time, unlike scipy.stats
-
-    quantile = float(stdtrit(len(values) - 1, 0.975))
-    return Estimate(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
-
-
 def load(folder: Path) -> Study:
     """The study in ``folder``; raises :class:`MisuseError` if there is none, or a file of it is damaged."""
-    asked = _object(folder / "study.json")
+    asked = object_in(folder / "study.json")
     planned = names(asked.get("cells"))
     found = [folder / "cells" / f"{name}.json" for name in planned]
     listed = asked.get("epsilons")
@@ -190,30 +163,18 @@ def table(study: Study) -> str:
     for cell in study.cells:
         private = [
             "none" if cell.epsilon is None else f"{cell.epsilon:g}",
-            _field(cell.spent),
-            *(_field(None if cell.epsilon is None else number(cell.privacy.get(k))) for k in _PRIVACY),
+            field(cell.spent),
+            *(field(None if cell.epsilon is None else number(cell.privacy.get(k))) for k in _PRIVACY),
         ]
         for row in cell.sites:
-            figures = (_field(value) for value in (row.rows, row.final, row.base, row.question_only))
+            figures = (field(value) for value in (row.rows, row.final, row.base, row.question_only))
             writer.writerow([cell.strategy, *private, cell.seed, row.site, *figures])
     return buffer.getvalue()
 
 
-def site_figures(row: SiteRow) -> dict[str, Any]:
-    """A hospital's row as a cell's file holds it."""
-    return {
-        "site": row.site,
-        "description": row.description,
-        "rows": row.rows,
-        "question-only": row.question_only,
-        "base": row.base,
-        "final": row.final,
-    }
-
-
 def read_cell(path: Path) -> Cell:
     """A finished cell; raises :class:`MisuseError` if the file is damaged."""
-    line = _object(path)
+    line = object_in(path)
     strategy, seed, sites = text(line.get("strategy")), number(line.get("seed")), line.get("sites")
     target = number(line.get("epsilon"))
     # A figure under an ε must never pass for one without.
@@ -224,7 +185,7 @@ def read_cell(path: Path) -> Cell:
         strategy=strategy,
         epsilon=target,
         seed=int(seed),
-        sites=tuple(_site(site) for site in sites if isinstance(site, Mapping)),
+        sites=tuple(site_of(site) for site in sites if isinstance(site, Mapping)),
         privacy=mapping(line, "privacy"),
         versions=mapping(line, "versions"),
         insecure=names(line.get("insecure")),
@@ -232,36 +193,6 @@ def read_cell(path: Path) -> Cell:
     )
 
 
-def _object(path: Path) -> Line:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise MisuseError(f"{path} is damaged: it holds no JSON object")
-    return value
-
-
-def _site(line: Line) -> SiteRow:
-    rows = number(line.get("rows"))
-    return SiteRow(
-        site=text(line.get("site")),
-        description=text(line.get("description")),
-        rows=None if rows is None else int(rows),
-        question_only=number(line.get("question-only")),
-        base=number(line.get("base")),
-        final=number(line.get("final")),
-    )
-
-
 def _gain(cell: Cell) -> float | None:
     base = mean([row.base for row in cell.sites])
     return None if cell.accuracy is None or base is None else cell.accuracy - base
-
-
-def _over_seeds(group: Mapping[int, Cell], figure: Callable[[Cell], float | None]) -> Estimate | None:
-    """The estimate over a group's cells; None unless there are any and all of them have the figure."""
-    values = [figure(cell) for cell in group.values()]
-    known = [value for value in values if value is not None]
-    return estimate(known) if known and len(known) == len(values) else None
-
-
-def _field(value: float | None) -> str:
-    return "" if value is None else f"{value:.10g}"

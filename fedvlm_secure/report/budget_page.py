@@ -1,19 +1,18 @@
 """A study's results: ``budget.csv``, ``budget.svg`` and the page ``budget.html``, all from the study's folder alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fedvlm_secure import files
-from fedvlm_secure.report import budget, budget_charts, formats
-from fedvlm_secure.report.budget import LOCAL, Epsilon, Estimate, Study
+from fedvlm_secure.report import budget, budget_charts, formats, templates
+from fedvlm_secure.report.budget import LOCAL, Epsilon, Study
 from fedvlm_secure.report.reading import names, number, text
+from fedvlm_secure.report.study import Estimate
 
-LARGE = 3000
-"""Training rows from which a hospital counts as large in the table of what is kept."""
+LARGE = 1800
+"""Training rows from which a hospital counts as large in the table of what is kept: 3,000 rows, of which 60 % train."""
 
 
 def write(folder: Path) -> Path:
@@ -27,13 +26,8 @@ def write(folder: Path) -> Path:
     drawing = budget_charts.figure(study)
     files.write(folder / "budget.csv", budget.table(study).encode())
     files.write(folder / "budget.svg", budget_charts.document(drawing, here / "report.css").encode())
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    shown: list[Callable[..., str]] = [formats.percent, formats.count, formats.decimal]
-    shown += [estimate, estimate_points, upper, target]
-    environment.filters.update({show.__name__: show for show in shown})
-    page = environment.get_template("budget.html.j2").render(**_context(study), figure=drawing)
+    shown = (formats.percent, formats.count, formats.decimal, formats.estimate, formats.estimate_points, upper, target)
+    page = templates.render("budget.html.j2", shown, {**_context(study), "figure": drawing})
     files.write(folder / "budget.html", page.encode())
     return folder / "budget.html"
 
@@ -52,21 +46,6 @@ def rows(study: Study) -> Iterator[dict[str, Any]]:
                 "kept": None if epsilon is None else study.kept(strategy, epsilon),
                 "kept_large": None if epsilon is None else large.kept(strategy, epsilon),
             }
-
-
-def estimate(value: Estimate | None) -> str:
-    """A share and its interval, such as ``71.2 ± 1.4 %``; without an interval where there is one seed only."""
-    if value is None:
-        return formats.UNKNOWN
-    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
-    return f"{100 * value.mean:.1f}".replace("-", "\u2212") + f"{half}\u202f%"
-
-
-def estimate_points(value: Estimate | None) -> str:
-    """A difference of shares in percentage points and its interval."""
-    if value is None:
-        return formats.UNKNOWN
-    return formats.points(value.mean) + ("" if value.half is None else f" ± {100 * value.half:.1f}")
 
 
 def upper(value: float | None) -> str:

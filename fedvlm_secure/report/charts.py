@@ -138,6 +138,30 @@ def stacked(key: str, title: str, unit: str, labels: Sequence[str], parts: Mappi
     return _svg(key, f"{title}, per round and phase", (3.7, 2.4), draw)
 
 
+def shares(counts: Mapping[str, Mapping[str, int]], what: str) -> Markup:
+    """A bar a site, parted by its rows' values. ``counts``: site → value → rows, the same 6 values or fewer at each."""
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        axes = figure.add_subplot()
+        totals = [sum(values.values()) for values in counts.values()]
+        left = [0.0] * len(counts)
+        for colour, value in zip(SERIES, next(iter(counts.values()), {}), strict=False):
+            parts = [held[value] / (total or 1) for held, total in zip(counts.values(), totals, strict=True)]
+            axes.barh(range(len(counts)), parts, 0.72, left, color=colour, ec=SURFACE, lw=0.5, label=shorten(value, 18))
+            left = [start + part for start, part in zip(left, parts, strict=True)]
+        for place, total in enumerate(totals):
+            axes.annotate(f"{total:,}", (1, place), (4, 0), textcoords="offset points", va="center", color=MUTED)
+        axes.set_yticks(range(len(counts)), [shorten(site) for site in counts], color=INK)
+        axes.set_ylim(len(counts) - 0.4, -0.6)
+        axes.set_xlim(0, 1.0)
+        axes.xaxis.set_major_formatter(_PERCENT)
+        axes.set_xlabel(f"share of the site's rows by {what} (%); rows on the right")
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False)
+
+    return _svg("shares", f"Each site's rows by {what}", (6.4, 1.7 + 0.3 * len(counts)), draw)
+
+
 def phase_colour(phase: str) -> str:
     """The stand-in colour of a phase."""
     return SERIES[PHASE_SERIES.get(phase, 5)]

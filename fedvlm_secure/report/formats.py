@@ -1,5 +1,7 @@
 """Figures as text. What is not known is a dash; the unit is always part of the text."""
 
+from fedvlm_secure.report.study import Estimate
+
 UNKNOWN = "–"
 
 
@@ -45,3 +47,18 @@ def size(value: float | None) -> str:
 def shorten(name: str, most: int = 26) -> str:
     """A name that fits above a small chart."""
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def estimate(value: Estimate | None) -> str:
+    """A share and its interval, such as ``71.2 ± 1.4 %``; without an interval where there is one seed only."""
+    if value is None:
+        return UNKNOWN
+    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
+    return f"{100 * value.mean:.1f}".replace("-", "\u2212") + f"{half}\u202f%"
+
+
+def estimate_points(value: Estimate | None) -> str:
+    """A difference of shares in percentage points and its interval."""
+    if value is None:
+        return UNKNOWN
+    return points(value.mean) + ("" if value.half is None else f" ± {100 * value.half:.1f}")

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedvlm_secure.report import charts, formats, rounds, statement
+from fedvlm_secure.report import charts, formats, rounds, statement, templates
 from fedvlm_secure.report.headline import beats_both, mean, site_row
 from fedvlm_secure.report.reading import Line, RunRecord, SiteRecord, load, mapping, names, number, text
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
@@ -19,16 +18,8 @@ _FACTS = ("protocol", "threat-model", "max-corrupt", "threshold", "min-survivors
 def render(run: Path) -> str:
     """The whole page; the same text for equal run directories."""
     record = load(run)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # site names, descriptions and reasons are other people's
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = (formats.percent, formats.points, formats.count, formats.decimal, formats.seconds, formats.size)
-    environment.filters.update({show.__name__: show for show in shown} | {"swatch": charts.swatch})
-    return environment.get_template("report.html.j2").render(**_context(record))
+    return templates.render("report.html.j2", (*shown, charts.swatch), _context(record))
 
 
 def _context(run: RunRecord) -> dict[str, Any]:

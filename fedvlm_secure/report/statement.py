@@ -1,5 +1,6 @@
 """What a run protected and what not, in sentences that claim no more than the protocol that really ran."""
 
+from fedvlm_secure import data
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.report.reading import RunRecord, mapping, names, number, text
 
@@ -26,7 +27,7 @@ def insecurities(run: RunRecord) -> tuple[str, ...]:
 
 def simulated_hospitals(run: RunRecord) -> bool:
     """Whether the rows are the built-in simulated hospitals'."""
-    return run.settings.get("data") == "hospitals"
+    return data.level_of(text(run.settings.get("data"))) is not None
 
 
 def _plain(run: RunRecord) -> list[str]:

@@ -61,16 +61,16 @@ def test_settings_come_from_a_file(call, tmp_path: Path):
 
 @pytest.mark.parametrize(("mode", "code"), [("record", 2), ("none", 0)])
 def test_what_breaks_privacy_is_named_and_ends_in_2_where_privacy_is_asked_for(call, monkeypatch, mode, code):
-    from fedvlm_secure import adapters
+    from fedvlm_secure.engines import assembly
 
-    honest = adapters.attach
+    honest = assembly.attach
 
     def careless(model, *others):
         adapter = honest(model, *others)
         model.model.text_model.norm.weight.requires_grad_(True)
         return adapter
 
-    monkeypatch.setattr(adapters, "attach", careless)
+    monkeypatch.setattr(assembly, "attach", careless)
     done = call(*RECORD, "--set", f"privacy.mode={mode}")
     assert done.exit_code == code, done.output
     assert "text_model.norm.weight is trainable but not part" in done.stdout

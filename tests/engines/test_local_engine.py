@@ -101,7 +101,7 @@ def test_other_strategies_run(settings: Callable[..., Settings], tmp_path: Path,
 def test_rows_encoded_once_serve_further_runs_on_the_same_layers(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: local.Encoded = {}
+    encoded: Encoded = {}
     local.run(settings(), tmp_path / "first", encoded=encoded)
     calls: list[object] = []
     encode = local.data.encode

@@ -22,6 +22,7 @@ from fedvlm_secure.errors import (
     RoundAbortedError,
     VerificationError,
 )
+from fedvlm_secure.federation import safeguard
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.rundir import Folder, RunDirectory
@@ -31,6 +32,7 @@ from fedvlm_secure.files import read_json
 from fedvlm_secure.privacy.accounting import SampledGaussian, Unprotected
 from fedvlm_secure.privacy.ledger import Ledger
 from fedvlm_secure.secagg.plan import Plan
+from fedvlm_secure.training import PrivateSettings, train_private
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Settings]
@@ -98,6 +100,23 @@ def test_size_bands_weigh_and_are_named_as_known(settings: Make, tmp_path: Path)
     lines = RunDirectory(tmp_path / "run").coordinator.metrics.lines()
     assert {line["total-weight"] for line in lines} == {sum(bands)} != {sum(rows)}
     assert any("size band" in each for each in result.summary["privacy"]["outside"])
+
+
+def test_loud_noise_shortens_the_steps(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PrivateSettings] = []
+
+    def watched(adapter: Any, split: Any, chosen: Any, dp: PrivateSettings, *rest: Any, **named: Any) -> Any:
+        seen.append(dp)
+        return train_private(adapter, split, chosen, dp, *rest, **named)
+
+    monkeypatch.setattr(safeguard, "train_private", watched)
+    for epsilon in ("8", "0.2"):
+        local.run(settings(*RECORD, f"privacy.target-epsilon={epsilon}"), tmp_path / epsilon)
+    mild, loud = seen[0], seen[-1]
+    assert mild.noise_multiplier < 4 < loud.noise_multiplier
+    batch = settings(*RECORD).training.batch_size
+    assert mild.nominal_batch == batch
+    assert loud.noise_multiplier / loud.nominal_batch == pytest.approx(4 / batch)
 
 
 def test_two_runs_of_one_seed_differ_under_noise_only(settings: Make, tmp_path: Path) -> None:

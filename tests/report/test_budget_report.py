@@ -13,7 +13,8 @@ import pytest
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.report import SiteRow, budget, budget_page
-from fedvlm_secure.report.budget import estimate, load, site_figures
+from fedvlm_secure.report.budget import load
+from fedvlm_secure.report.study import estimate, site_figures
 
 ROWS = {"big": 4000, "small <b>": 400}
 # Final accuracies of (big, small) for seeds 0, 1, 2.

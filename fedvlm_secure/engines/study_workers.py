@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.report import SiteRow
-from fedvlm_secure.report.budget import site_figures
+from fedvlm_secure.report.study import site_figures
 
 _BETWEEN = 0.2  # seconds between two reports of progress from one cell
 _PATIENCE = 5.0  # seconds that a worker is given to end
@@ -230,17 +231,32 @@ class _Worker:
 
 
 def _serve(pipe: Connection, runner: Runner) -> None:
-    """A worker: cells from the pipe until it is closed."""
+    """A worker: cells from the pipe until it is closed or the process is told to end."""
+    ending = False
 
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ending
+        ending = True
+        sys.exit(128 + number)
+
+    # As in the program's own process: deprecations of the packages below say nothing that its user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, end)  # tidies up, unlike the default
+    try:
+        _cells(pipe, runner)
+    except Exception:
+        if not ending:
+            raise
+        sys.exit(128 + signal.SIGTERM)  # a library may turn the handler's exit into its own error, as safetensors does
+
+
+def _cells(pipe: Connection, runner: Runner) -> None:
     def tell(done: float, what: str) -> None:
         try:
             _send(pipe, {"moves": [done, what]})
         except OSError:
             os._exit(1)  # the study is gone, and nobody waits for this cell
 
-    # As in the program's own process: deprecations of the packages below say nothing that its user could act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # tidies up, unlike the default
     while True:
         try:
             message = json.loads(pipe.recv_bytes())
