@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot be lost: a library may swallow the exception or turn it into its own, so whoever watches is told."""
+"""Ctrl-C that cannot be lost: a library may swallow the exception or raise its own, so whoever watches is told."""
 
 import signal
 import threading

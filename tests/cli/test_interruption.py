@@ -1,3 +1,4 @@
+import contextlib
 import signal
 from types import SimpleNamespace
 
@@ -29,9 +30,6 @@ def test_another_error_stays_what_it_is():
 
 def test_a_swallowed_ctrl_c_is_told():
     watch = SimpleNamespace(interrupted=False)
-    with interrupting(watch):
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            pass
+    with interrupting(watch), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
     assert watch.interrupted
