@@ -162,7 +162,8 @@ def print_table(results: Sequence[RunResult]) -> None:
     console.print(
         f"beats question-only and base on {beats_both(rows)} of {len(rows)} hospitals (test split, exact match)"
     )
-    console.print("Simulation view: no server sees this table. Simulated hospitals, not for diagnosis.")
+    simulated = " Simulated hospitals, not for diagnosis." if any(row.description for row in rows) else ""
+    console.print(f"Simulation view: no server sees this table.{simulated}")
     for warning in summary["insecure"]:
         console.print(f"INSECURE: {warning}", markup=False)
     for result in results:

@@ -14,6 +14,7 @@ class SiteRow:
     """One hospital's accuracies on its own test split, from 0 to 1; None where not measured (yet).
 
     Attributes:
+        description: what a simulated hospital is; empty for any other.
         rows: training rows.
         question_only: always the most frequent training answer to the question, without looking at the picture.
         base: the model before any federated round.
