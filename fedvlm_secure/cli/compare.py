@@ -13,7 +13,7 @@ from fedvlm_secure.cli.budget import exit_code
 SHORT = ("plora,lora,local", "hospitals", 2)
 FULL = ("plora,lora,local,fedsa,ffa,rolora,fedsb,ditto", "hospitals,hospitals-iid", 5)
 SHORT_ROUNDS = 6
-TUNED = ("training.learning-rate=0.002,0.006", "training.b-learning-rate-factor=1,4")
+TUNED = ("training.learning-rate=0.0005,0.002", "training.b-learning-rate-factor=4,16")
 
 
 def compare(
