@@ -110,7 +110,7 @@ class Lite0Model(PreTrainedModel):
     config_class = Lite0Config
     base_model_prefix = "lite0"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: Lite0Config) -> None:
         super().__init__(config)
@@ -126,7 +126,7 @@ class Lite0Model(PreTrainedModel):
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Random weights keep the size of what they are given; only tests ever use them."""
-        if isinstance(module, Conv):
+        if isinstance(module, Conv) and module.bias is not None:
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             torch.nn.init.zeros_(module.bias)
 

@@ -177,8 +177,8 @@ def _draws(rows: int, course: Course) -> Iterator[list[int]]:
 def _answers(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (float32 [answer tokens, vocabulary]) and what they should say, of the answers' tokens only."""
     labels = batch.pop("labels")[:, 1:]
-    seen = model.model.multi_modal_projector(batch.pop("features"))
-    outputs = {"image": BaseModelOutputWithPooling(pooler_output=list(seen))}
+    seen: Any = list(model.model.multi_modal_projector(batch.pop("features")))
+    outputs = {"image": BaseModelOutputWithPooling(pooler_output=seen)}
     hidden = model.model(**batch, mm_encoder_outputs=outputs, use_cache=False).last_hidden_state
     answers = labels != IGNORED
     return model.lm_head(hidden[:, :-1][answers]).float(), labels[answers]
@@ -191,24 +191,23 @@ def accuracy(model: Any, lessons: Lessons, batch: int = 50) -> dict[str, float]:
     for at in range(0, len(lessons), batch):
         indices = range(at, min(at + batch, len(lessons)))
         logits, labels = _answers(model, lessons.batch(list(indices)))
-        hits = iter((logits.argmax(dim=-1) == labels).tolist())
-        for index in indices:
-            answered = int((lessons.texts[index][1] != IGNORED).sum())
-            hit = all([next(hits) for _ in range(answered)])
+        lengths = [int((lessons.texts[index][1] != IGNORED).sum()) for index in indices]
+        hits = (logits.argmax(dim=-1) == labels).split(lengths)
+        for index, hit in zip(indices, hits, strict=True):
             for kind in (lessons.exercises[index].kind, "all"):
-                right[kind].append(hit)
+                right[kind].append(bool(hit.all()))
     return _shares(right)
 
 
 def question_only(taught: Sequence[Exercise], asked: Sequence[Exercise]) -> dict[str, float]:
-    """The same shares for a guesser that never looks: the commonest answer taught for the very question, or its kind."""
+    """The same shares for who never looks: the commonest answer taught for the question, else its kind, else at all."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for made in taught:
-        known[made.question][made.answer] += 1
-        known[f"kind {made.kind}"][made.answer] += 1
+        for key in (made.question, made.kind, ""):
+            known[key][made.answer] += 1
     right: dict[str, list[bool]] = defaultdict(list)
     for made in asked:
-        guess = known.get(made.question) or known[f"kind {made.kind}"]
+        guess = known.get(made.question) or known.get(made.kind) or known[""]
         for kind in (made.kind, "all"):
             right[kind].append(guess.most_common(1)[0][0] == made.answer)
     return _shares(right)

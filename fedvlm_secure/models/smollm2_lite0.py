@@ -126,8 +126,9 @@ def joined() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         MisuseError: a package is missing, or holds another file than the one known.
     """
     text, tokenizer = text_tower()
-    vision, _ = lite0.read(package_file(*_VISION), lite0.Lite0Config(side=SIDE))
-    return join(vision, text, tokenizer), new_processor(tokenizer, vision.config)
+    config = lite0.Lite0Config(side=SIDE)
+    vision, _ = lite0.read(package_file(*_VISION), config)
+    return join(vision, text, tokenizer), new_processor(tokenizer, config)
 
 
 def text_tower() -> tuple[Any, Any]:
