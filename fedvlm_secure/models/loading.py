@@ -147,7 +147,7 @@ def _place(model: str) -> str:
         return str(EMBEDDED)
     if model in _PRESETS:
         if not (built := preset_folder(model)).is_dir():
-            raise MisuseError(f"the model {model!r} is not built yet: `make {model}` does that, once and offline")
+            raise MisuseError(f"the model {model!r} is not built yet: `make {model}` does that once")
         return str(built)
     folder = Path(model).expanduser()
     # A hub id is `owner/name` or `name`; anything else, or anything that is on disk, is a folder.

@@ -37,9 +37,9 @@ class Course:
         warm: the share of the steps in which the rates rise; they fall to nothing along a cosine after that.
     """
 
-    steps: int = 480
+    steps: int = 600
     batch: int = 16
-    rates: tuple[float, float] = (1e-3, 3e-4)
+    rates: tuple[float, float] = (3e-3, 1e-3)
     warm: float = 0.1
     seed: int = 20250717
 

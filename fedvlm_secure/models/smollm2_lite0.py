@@ -58,6 +58,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     out = arguments.out or preset_folder(SMOLLM2_LITE0)
+    if arguments.out is None and out.exists():  # `make smollm2-lite0` a second time
+        print(f"{out} is there already; remove it to build the model anew")
+        return
     course = Course(steps=arguments.steps, batch=arguments.batch)
     try:
         build(out, course, arguments.rows, arguments.held_out, lambda line: print(line, flush=True))
