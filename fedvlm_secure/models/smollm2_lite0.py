@@ -221,8 +221,11 @@ def new_processor(tokenizer: Any, vision: lite0.Lite0Config) -> LlavaProcessor:
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:
-    """Write the model folder; weights as float16 safetensors, half the size, loaded to float32 again."""
-    model.half().save_pretrained(folder)
+    """Round the weights to float16 in place and write the model folder; half the size, loaded to float32 again."""
+    # `model.half()` would round the frequencies of the rotary embedding too, which no file holds.
+    for weight in model.parameters():
+        weight.data = weight.data.half()
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
