@@ -11,7 +11,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -103,23 +104,17 @@ def build(out: Path, course: Course, rows: int, held_out: int, report: Callable[
     report(json.dumps(figures))
 
 
-class _whole:  # noqa: N801 - reads as the statement it is
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
     """A folder that appears under its name when the block has ended well, and not at all otherwise."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.unfinished = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        self.unfinished.chmod(0o755)
-        return self.unfinished
-
-    def __exit__(self, failed: object, *_: object) -> None:
-        if failed is None:
-            self.unfinished.rename(self.out)
-        else:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    unfinished.chmod(0o755)  # a temporary folder is its owner's only
+    try:
+        yield unfinished
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def joined() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
