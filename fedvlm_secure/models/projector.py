@@ -68,8 +68,9 @@ class Lessons:
         for at in range(0, len(exercises), _CHUNK):
             batch = collate([_row(made) for made in exercises[at : at + _CHUNK]])
             with torch.no_grad():
-                hidden = model.model.vision_tower(batch["pixel_values"]).last_hidden_state
-            seen.append(hidden.to(torch.bfloat16))
+                # One by one: what a convolution makes of many pictures does not fit into a CPU's cache.
+                for picture in batch["pixel_values"].split(1):
+                    seen.append(model.model.vision_tower(picture).last_hidden_state.to(torch.bfloat16))
             for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
                 length = int(mask.sum())
                 self.texts.append((ids[:length], labels[:length]))
