@@ -67,10 +67,7 @@ class Lessons:
         collate, seen = Collator(processor), []
         for at in range(0, len(exercises), _CHUNK):
             batch = collate([_row(made) for made in exercises[at : at + _CHUNK]])
-            with torch.no_grad():
-                # One by one: what a convolution makes of many pictures does not fit into a CPU's cache.
-                for picture in batch["pixel_values"].split(1):
-                    seen.append(model.model.vision_tower(picture).last_hidden_state.to(torch.bfloat16))
+            seen += _seen(model.model.vision_tower, batch["pixel_values"])
             for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
                 length = int(mask.sum())
                 self.texts.append((ids[:length], labels[:length]))
@@ -89,6 +86,12 @@ class Lessons:
             "labels": torch.stack([pad(labels, (0, longest - len(labels)), value=IGNORED) for _, labels in rows]),
             "features": self.features[torch.as_tensor(indices)].float(),
         }
+
+
+@torch.no_grad()
+def _seen(tower: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Features of each picture, one by one: what a convolution makes of many does not fit into a CPU's cache."""
+    return [tower(picture).last_hidden_state.to(torch.bfloat16) for picture in pictures.split(1)]
 
 
 def _row(made: Exercise) -> dict[str, Any]:
