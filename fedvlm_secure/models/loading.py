@@ -15,10 +15,14 @@ import torch
 from transformers import AutoConfig
 
 from fedvlm_secure.adapters.bases import load_bases
+from fedvlm_secure.data.store import default_cache
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.models.families import OTHER, family_of, known, lora_targets
 
 EMBEDDED = Path(__file__).parent / "tiny_smolvlm"
+SMOLLM2_LITE0 = "smollm2-lite0"
+# By preset, which recipe its folder in the cache was built by: another number for another recipe.
+_PRESETS = {SMOLLM2_LITE0: 1}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +34,7 @@ class LoadedModel:
         model: the Hugging Face model.
         processor: what makes tensors of its rows: its Hugging Face processor with a chat template, or one of
             :mod:`fedvlm_secure.models.plain`.
-        name: what the user asked for: ``"embedded"``, a folder or a hub id.
+        name: what the user asked for: ``"embedded"``, ``"smollm2-lite0"``, a folder or a hub id.
         digest: SHA-256 over the loaded weights, tokenizer, processor, configuration and bases (32 bytes).
         lora_targets: a regular expression that fully matches the text tower's projections, none of the vision tower.
         bases: public A₀ that came in the model's folder, by module name; see :mod:`fedvlm_secure.adapters.bases`.
@@ -45,7 +49,7 @@ class LoadedModel:
 
 
 def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") -> LoadedModel:
-    """Load the embedded model, a local folder, or a hub id; safetensors only, never remote code.
+    """Load the embedded model, a preset, a local folder, or a hub id; safetensors only, never remote code.
 
     :data:`fedvlm_secure.models.families.FAMILIES` are known; any other model is loaded if it has a chat template and a
     text tower with projections named as Llama's.
@@ -55,8 +59,8 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
         dtype: one of :data:`DTYPES`; part of the digest, so every site of a federation uses the same.
 
     Raises:
-        MisuseError: the folder does not exist or holds no safetensors, the device is not there, or the model or its
-            bases cannot be loaded or it has no text tower that LoRA can attach to.
+        MisuseError: the preset is not built, the folder does not exist or holds no safetensors, the device is not
+            there, or the model or its bases cannot be loaded or it has no text tower that LoRA can attach to.
     """
     if dtype not in DTYPES:
         raise MisuseError(f"dtype {dtype!r} is not known; choices: {', '.join(DTYPES)}")
@@ -133,9 +137,18 @@ def _plain(settings: Any) -> str:
     return json.dumps(clean(settings), sort_keys=True, ensure_ascii=True)
 
 
+def preset_folder(preset: str) -> Path:
+    """Where the model of a preset is once it is built: in the cache of the data sets."""
+    return default_cache() / "models" / f"{preset}-{_PRESETS[preset]}"
+
+
 def _place(model: str) -> str:
     if model == "embedded":
         return str(EMBEDDED)
+    if model in _PRESETS:
+        if not (built := preset_folder(model)).is_dir():
+            raise MisuseError(f"the model {model!r} is not built yet: `make {model}` does that once")
+        return str(built)
     folder = Path(model).expanduser()
     # A hub id is `owner/name` or `name`; anything else, or anything that is on disk, is a folder.
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
