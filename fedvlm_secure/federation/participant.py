@@ -113,7 +113,7 @@ class Participant:
         round_index, tries = place[0], 1
         if self._pending_path.exists():
             pending = Pending.load(self._pending_path)
-            memory, plan = remembered(self._session_path)
+            memory, plan = remembered(self._session_path, self.identity)
             if pending.round == round_index:
                 answered = fingerprint(pending.update) in memory.answered
                 if not answered or (plan is not None and plan.place == place):
@@ -278,7 +278,7 @@ class Participant:
         if self._next is None or self._model_hash(self._next) != result.model:
             assert self._protocol.catch_up is not None  # since the result is sealed
             before = self._shared(standing, None)
-            memory, _ = remembered(self._session_path)
+            memory, _ = remembered(self._session_path, self.identity)
             party = self._party((round_index, 0), roster, before)
             reading = self._protocol.catch_up(party, memory, result.message)
             plan = reading.plan
@@ -344,7 +344,7 @@ class Participant:
 
     def _record_encoding(self, pending: Pending) -> None:
         """Tell the owner whether the round's plan was too narrow for its update."""
-        _, plan = remembered(self._session_path)
+        _, plan = remembered(self._session_path, self.identity)
         if plan is None or plan.round != pending.round:
             return
         saturated, clipped = plan.codec.saturation(pending.update)
