@@ -1,0 +1,170 @@
+"""A hospital's own folder on its SuperNode: keys, the roster it trusts, its policy, and what must outlive a message.
+
+Flower starts a process for every message. What one of them leaves for the next lies here and not in Flower's
+``context.state``, so that it survives a restart of the SuperNode, and so that nothing secret is anywhere else.
+"""
+
+import os
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation import keyfile, rosterfile
+from fedvlm_secure.federation.journal import ClientJournal, remembered
+from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.federation.settings import PolicyTable
+from fedvlm_secure.federation.vault import Vault
+from fedvlm_secure.files import PRIVATE, write
+from fedvlm_secure.primitives.schema import Digest, pack, unpack
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
+from fedvlm_secure.secagg.client import fingerprint
+from fedvlm_secure.secagg.policy import Party, Policy
+from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.roster import Roster
+from fedvlm_secure.secagg.session import SERVER
+
+KEY, ROSTER, POLICY = "identity.key", "roster.cbor", "policy.toml"
+PASSPHRASE_VARIABLE = "FEDVLM_SECURE_PASSPHRASE"  # noqa: S105  # its name, not its value
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An update that waits to be summed.
+
+    Attributes:
+        place: (round, attempt) that it is for.
+        asked: digest of the request that it was trained for.
+        model: hash of the model that it starts from.
+        values: float32, little-endian.
+    """
+
+    protocol: str
+    place: tuple[int, ...]
+    asked: Digest
+    model: Digest
+    values: bytes
+    counters: dict[str, int]
+
+    @property
+    def update(self) -> Update:
+        """As the session takes it."""
+        return Update(np.frombuffer(self.values, "<f4"), self.counters)
+
+
+class Node:
+    """One hospital on one machine.
+
+    Args:
+        folder: holds :data:`KEY`, :data:`ROSTER` and, if the defaults do not fit, :data:`POLICY`.
+
+    Raises:
+        MisuseError: a file is missing or damaged, or the roster does not list the key.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (KEY, ROSTER):
+            if not (folder / name).exists():
+                raise MisuseError(f"{folder} holds no {name}; see docs/deployment for what a hospital's folder needs")
+        self.identity = load_identity(folder / KEY)
+        self.roster = rosterfile.read_signed(folder / ROSTER)
+        self.name = _name_of(self.identity, self.roster, folder)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Node":
+        """The hospital that a SuperNode was started for, with ``--node-config 'folder="…"'``."""
+        folder = config.get("folder")
+        if not isinstance(folder, str):
+            raise MisuseError("start the SuperNode with --node-config 'folder=\"/path/of/the/hospital\"'")
+        return cls(Path(folder).expanduser())
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The hospital's floors."""
+        path = self.folder / POLICY
+        if not path.exists():
+            return Policy()
+        try:
+            table = PolicyTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, ValidationError) as error:
+            raise MisuseError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from None
+        return Policy(**{name: value for name, value in table.model_dump().items() if value is not None})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process of this hospital away meanwhile."""
+        with RunDirectory(self._state).locked():
+            yield
+
+    def prepared(self) -> Prepared | None:
+        """The update that waits, if one does."""
+        if not self._prepared.exists():
+            return None
+        try:
+            return unpack(Prepared, self._vault.open(self._prepared.read_bytes()), STATE_LIMITS)
+        except WireError as error:
+            raise MisuseError(f"{self._prepared} cannot be read: {error}") from None
+
+    def prepare(self, prepared: Prepared) -> None:
+        """Keep an update until it is summed; it lies on disk sealed."""
+        write(self._prepared, self._vault.seal(pack(prepared, STATE_LIMITS)), PRIVATE)
+
+    def has_answered(self, prepared: Prepared) -> bool:
+        """Whether the update is part of a sum that may have been opened, and is never sent again (P-7.5)."""
+        memory, _ = remembered(self._journal, self.identity)
+        return fingerprint(prepared.update) in memory.answered
+
+    def session(self, prepared: Prepared) -> ClientJournal:
+        """This hospital's half of the attempt, as it was left if the attempt had begun.
+
+        Raises:
+            VerificationError: the roster has expired.
+            MisuseError: this update must not be sent.
+        """
+        self.roster.check_current(time.time())
+        place = (prepared.place[0], prepared.place[1])
+        party = Party(self.name, self.identity, self.roster, self.policy, prepared.model, place=place)
+        return ClientJournal(self._journal, lookup(prepared.protocol).client, party, prepared.update, place)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def _journal(self) -> Path:
+        return self._state / "session.sqlite"
+
+    @property
+    def _prepared(self) -> Path:
+        return self._state / "update.sealed"
+
+    @cached_property
+    def _vault(self) -> Vault:
+        return Vault(self.identity, "update")
+
+
+def load_identity(path: Path) -> Identity:
+    """The keys in ``path``, with the passphrase from the environment if they have one; raises :class:`MisuseError`."""
+    return keyfile.load(path, _passphrase if PASSPHRASE_VARIABLE in os.environ else None)
+
+
+def _passphrase() -> str:
+    return os.environ[PASSPHRASE_VARIABLE]
+
+
+def _name_of(identity: Identity, roster: Roster, folder: Path) -> str:
+    found = [name for name, key in roster.keys().items() if key == identity.public and name != SERVER]
+    if not found:
+        raise MisuseError(f"the roster in {folder} does not list this hospital's key; ask the consortium to add it")
+    return found[0]
