@@ -29,6 +29,7 @@ from fedvlm_secure.secagg.session import ClientId, RingSum
 log = logging.getLogger("flwr.secagg")
 
 _POLL = 0.2  # seconds between two looks for replies
+_AGAIN = 30.0  # seconds
 _CHALLENGE_BYTES = 32
 _FEWEST = 3  # of two, each reads the other off the mean
 
@@ -86,17 +87,20 @@ class SecureAggregator:
         self._roster = rosterfile.read_signed(self._folder.path / ROSTER)
         self._attempts = Attempts(self._folder, self._protocol, self._identity, self._roster)
         self._names: dict[int, ClientId] = {}
+        self._again: dict[int, float] = {}  # when a node that has not shown a key is asked again
 
     def hospitals(self, timeout: float = 60.0) -> dict[int, ClientId]:
         """The connected nodes that have shown a key on the roster, by node id."""
-        present = set(self._grid.get_node_ids())
-        unknown = sorted(present - self._names.keys())
+        present, now = set(self._grid.get_node_ids()), time.monotonic()
+        unknown = sorted(node for node in present - self._names.keys() if now >= self._again.get(node, now))
         challenges = {node: entropy.random_bytes(_CHALLENGE_BYTES) for node in unknown}
+        # Of the type that every app answers: one without a function for queries would not see the mod.
         asked = [
-            Message(put(Header(HELLO), challenges[node]), node, f"{MessageType.QUERY}", ttl=timeout) for node in unknown
+            Message(put(Header(HELLO), challenges[node]), node, MessageType.TRAIN, ttl=timeout) for node in unknown
         ]
         for reply in self._replies(asked, timeout):
             self._meet(reply, challenges)
+        self._again |= dict.fromkeys(unknown, now + _AGAIN)
         return {node: name for node, name in self._names.items() if node in present}
 
     def aggregate(

@@ -44,7 +44,6 @@ class Site:
         self.app = ClientApp(mods=[secure_aggregation])
         self.app.train()(self._train)
         self.app.evaluate()(self._evaluate)
-        self.app.query()(self._evaluate)
 
     def _train(self, message: Message, context: Context) -> Message:
         self.trained += 1
