@@ -18,12 +18,14 @@ from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.journal import ServerJournal
-from fedvlm_secure.federation.rounds import Result, SealedResult, figures, model_hash, moved, proposal
+from fedvlm_secure.federation.lineage import Lineage
+from fedvlm_secure.federation.rounds import Result, SealedResult, figures, lineage, proposal
 from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.safeguard import statement
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import write, write_json
 from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
@@ -47,15 +49,23 @@ class Agreed:
     common: SharedLayout
     layout: SharedLayout
 
+    def lineage(self, shared: np.ndarray) -> Lineage:
+        """The model that the round begins with, from the shared state, float32 [common.size]."""
+        return lineage(self.base, self.adapter, self.common, shared, self.layout)
+
 
 class Coordinator:
-    """The server of one run. Its folder holds sums only."""
+    """The server of one run. Its folder holds sums only.
 
-    def __init__(self, folder: Folder, settings: Settings, roster: Roster) -> None:
+    Args:
+        identity: the server's keys; those in the folder, made at first use, if None.
+    """
+
+    def __init__(self, folder: Folder, settings: Settings, roster: Roster, identity: Identity | None = None) -> None:
         self._folder = folder
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
-        self.identity = folder.identity()
+        self.identity = identity or folder.identity()
         self.roster = roster
         self._attempts = Attempts(folder, self._protocol, self.identity, roster)
 
@@ -111,7 +121,7 @@ class Coordinator:
             norm = float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None
             before = self.shared(agreed.common)
             assert before is not None  # since the server reads the sums
-            self._save_global(self.round, agreed.common, moved(before, decoded, agreed.common, agreed.layout))
+            self._save_global(self.round, agreed.common, agreed.lineage(before).moved(decoded))
         self._record(kind, session, total, learnt, norm, seconds)
         rotation = self._settings.aggregation.key_rounds
         self._attempts.finish(session, model, rotate=rotation is not None and self.round % rotation == 0)
@@ -172,7 +182,7 @@ class Coordinator:
     def _plan(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> Plan:
         model = self._attempts.model
         if shared is not None:
-            model = model_hash(agreed.base, agreed.adapter, agreed.common, shared)
+            model = agreed.lineage(shared).hash
         return proposal(
             self._settings,
             run=self._attempts.run,

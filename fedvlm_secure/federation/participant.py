@@ -16,12 +16,12 @@ from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
+from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.rounds import (
     Result,
     SealedResult,
     counters,
-    model_hash,
-    moved,
+    lineage,
     noisy_sums,
     policy_of,
     weight_of,
@@ -31,6 +31,7 @@ from fedvlm_secure.federation.safeguard import OnStep, Protected, Safeguard
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
@@ -56,14 +57,22 @@ class Participant:
     Args:
         adapter: attached to the base model; in a simulation all hospitals take turns with one.
         base: the digest of the base model as this hospital loaded it.
+        identity: the hospital's keys; those in the folder, made at first use, if None.
     """
 
     def __init__(
-        self, name: str, folder: Folder, adapter: Adapter, base: bytes, rows: Rows, settings: Settings
+        self,
+        name: str,
+        folder: Folder,
+        adapter: Adapter,
+        base: bytes,
+        rows: Rows,
+        settings: Settings,
+        identity: Identity | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
-        self.identity = folder.identity()
+        self.identity = identity or folder.identity()
         self._folder = folder
         self._adapter = adapter
         self._base = base
@@ -112,7 +121,7 @@ class Participant:
         """
         round_index, tries = place[0], 1
         if self._pending_path.exists():
-            pending = Pending.load(self._pending_path)
+            pending = Pending.load(self._pending_path, self.identity)
             memory, plan = remembered(self._session_path, self.identity)
             if pending.round == round_index:
                 answered = fingerprint(pending.update) in memory.answered
@@ -131,7 +140,7 @@ class Participant:
         update = Update(values, counters(self._weight, standing.validation, self._settings))
         if own is None:
             state = self._train_copy(standing.personal, begun, round_index, seed)
-        Pending(round_index, tries, update, self._personal(state)).save(self._pending_path)
+        Pending(round_index, tries, update, self._personal(state)).save(self._pending_path, self.identity)
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
@@ -152,7 +161,9 @@ class Participant:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
         evaluation = self.evaluate_test(round_index - 1, given)
         update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation, self._settings))
-        Pending(round_index, 1, update, self._standing(round_index - 1).personal).save(self._pending_path)
+        Pending(round_index, 1, update, self._standing(round_index - 1).personal).save(
+            self._pending_path, self.identity
+        )
 
     def evaluate_test(self, round_index: int, given: np.ndarray | None) -> Evaluation:
         """How the model that the rounds ended with does on the test split; for the hospital's own eyes."""
@@ -163,7 +174,12 @@ class Participant:
         return evaluation
 
     def session(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> ClientJournal:
-        """This hospital's half of one attempt, as it was left if the attempt had begun.
+        """This hospital's half of one attempt, as it was left if the attempt had begun; raises as :meth:`admit`."""
+        party, update = self.admit(place, roster, given)
+        return ClientJournal(self._session_path, self._protocol.client, party, update, place)
+
+    def admit(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> tuple[Party, Update]:
+        """What this hospital enters an attempt with, once its ledger has allowed it.
 
         Args:
             place: (round, attempt).
@@ -182,7 +198,7 @@ class Participant:
         spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
         if spent is not None:
             self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=_written(spent))
-        return ClientJournal(self._session_path, self._protocol.client, party, pending.update, place)
+        return party, pending.update
 
     def spent(self, round_index: int) -> float | None:
         """ε of all that this hospital's data has released by the end of the round; None where no ledger is kept."""
@@ -251,31 +267,30 @@ class Participant:
 
     def _party(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> Party:
         """This hospital as it enters the attempt (round, attempt), which starts from ``shared``."""
-        round_index = place[0]
         members = open_roster(roster, pinned=self._pin_path.read_bytes())
         members.check_current(time.time())
+        model = self.lineage(place[0], shared)
 
         def following(decoded: Decoded) -> bytes:
-            self._next = self._moved(round_index, shared, decoded)
-            return self._model_hash(self._next)
+            self._next = model.moved(decoded)
+            return self.lineage(place[0], self._next).hash
 
-        model = self._model_hash(shared)
-        return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following, place)
+        policy = self._policy(members, len(shared))
+        return Party(self.name, self.identity, members, policy, model.hash, following, place)
 
     def _policy(self, roster: Roster, size: int) -> Policy:
         noised = self._settings.privacy.mode == "client" and size > 0
         return policy_of(self._settings, noisy_sums(self._settings, _cohort(roster), size) if noised else None)
 
-    def _model_hash(self, shared: np.ndarray) -> bytes:
-        return model_hash(self._base, self._adapter.settings, self._adapter.common_layout(), shared)
-
-    def _moved(self, round_index: int, shared: np.ndarray, decoded: Decoded) -> np.ndarray:
-        return moved(shared, decoded, self._adapter.common_layout(), self._adapter.layout(round_index))
+    def lineage(self, round_index: int, shared: np.ndarray) -> Lineage:
+        """The model that round ``round_index`` begins with, as this hospital has loaded it."""
+        adapter = self._adapter
+        return lineage(self._base, adapter.settings, adapter.common_layout(), shared, adapter.layout(round_index))
 
     def _unsealed(self, standing: Standing, roster: bytes, result: SealedResult) -> np.ndarray:
         """The shared state after the round that follows on ``standing``: as the session just read it, or read now."""
         round_index = standing.round + 1
-        if self._next is None or self._model_hash(self._next) != result.model:
+        if self._next is None or self.lineage(round_index, self._next).hash != result.model:
             assert self._protocol.catch_up is not None  # since the result is sealed
             before = self._shared(standing, None)
             memory, _ = remembered(self._session_path, self.identity)
@@ -288,8 +303,8 @@ class Participant:
             except ProtocolError:
                 keep_memory(self._session_path, reading.memory)
                 raise
-            self._next = self._moved(round_index, before, plan.codec.decode(total.total))
-            if plan.round != round_index or self._model_hash(self._next) != result.model:
+            self._next = self.lineage(round_index, before).moved(plan.codec.decode(total.total))
+            if plan.round != round_index or self.lineage(round_index, self._next).hash != result.model:
                 raise MisuseError(f"{self.name}: the sum of round {round_index} does not lead to the model agreed on")
         return self._next
 
@@ -312,7 +327,7 @@ class Participant:
         return standing
 
     def _pending(self, round_index: int) -> Pending:
-        pending = Pending.load(self._pending_path)
+        pending = Pending.load(self._pending_path, self.identity)
         if pending.round != round_index:
             raise MisuseError(f"{self.name} has an update for round {pending.round}, not for round {round_index}")
         return pending

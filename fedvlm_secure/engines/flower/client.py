@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedvlm_secure.engines.flower import vectors
+from fedvlm_secure.engines.flower.link import HELLO_PURPOSE
 from fedvlm_secure.engines.flower.node import Node, Prepared
 from fedvlm_secure.engines.flower.wire import HELLO, REFUSAL, ROUND, Header, put, take, without
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
@@ -20,7 +21,6 @@ from fedvlm_secure.secagg.session import SERVER
 T = TypeVar("T")
 
 EXAMPLES = "num-examples"
-HELLO_PURPOSE = "flower-node"
 
 log = logging.getLogger("flwr.secagg")
 

@@ -1,36 +1,30 @@
 """The server's side: rounds of the protocol over Flower's grid, for whoever writes the app's main loop themselves."""
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedvlm_secure.engines.flower import vectors
-from fedvlm_secure.engines.flower.client import HELLO_PURPOSE
+from fedvlm_secure.engines.flower.link import Link
 from fedvlm_secure.engines.flower.node import KEY, ROSTER, load_identity
-from fedvlm_secure.engines.flower.wire import HELLO, REFUSAL, ROUND, Header, put, take
+from fedvlm_secure.engines.flower.wire import ROUND, Header
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation import rosterfile
 from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.rundir import Folder, RunDirectory
 from fedvlm_secure.federation.settings import AggregationTable
-from fedvlm_secure.primitives import entropy
-from fedvlm_secure.primitives.signing import SignatureError, verify
 from fedvlm_secure.secagg.plan import Plan, propose
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.session import ClientId, RingSum
 
 log = logging.getLogger("flwr.secagg")
 
-_POLL = 0.2  # seconds between two looks for replies
-_AGAIN = 30.0  # seconds
-_CHALLENGE_BYTES = 32
 _FEWEST = 3  # of two, each reads the other off the mean
 
 
@@ -73,7 +67,7 @@ class SecureAggregator:
         metrics: Mapping[str, float] | None = None,
         deadline: float = 120.0,
     ) -> None:
-        self._grid, self._folder, self._deadline = grid, Folder(Path(folder).expanduser()), deadline
+        self._folder, self._deadline = Folder(Path(folder).expanduser()), deadline
         self._settings = settings or AggregationTable()
         self._protocol = lookup(self._settings.protocol)
         if self._protocol.relay is not None:
@@ -86,22 +80,11 @@ class SecureAggregator:
         self._identity = load_identity(self._folder.path / KEY)
         self._roster = rosterfile.read_signed(self._folder.path / ROSTER)
         self._attempts = Attempts(self._folder, self._protocol, self._identity, self._roster)
-        self._names: dict[int, ClientId] = {}
-        self._again: dict[int, float] = {}  # when a node that has not shown a key is asked again
+        self._link = Link(grid, self._roster)
 
-    def hospitals(self, timeout: float = 60.0) -> dict[int, ClientId]:
+    def hospitals(self) -> dict[int, ClientId]:
         """The connected nodes that have shown a key on the roster, by node id."""
-        present, now = set(self._grid.get_node_ids()), time.monotonic()
-        unknown = sorted(node for node in present - self._names.keys() if now >= self._again.get(node, now))
-        challenges = {node: entropy.random_bytes(_CHALLENGE_BYTES) for node in unknown}
-        # Of the type that every app answers: one without a function for queries would not see the mod.
-        asked = [
-            Message(put(Header(HELLO), challenges[node]), node, MessageType.TRAIN, ttl=timeout) for node in unknown
-        ]
-        for reply in self._replies(asked, timeout):
-            self._meet(reply, challenges)
-        self._again |= dict.fromkeys(unknown, now + _AGAIN)
-        return {node: name for node, name in self._names.items() if node in present}
+        return self._link.hospitals()
 
     def aggregate(
         self,
@@ -178,19 +161,19 @@ class SecureAggregator:
         message_type: str,
         timeout: float,
     ) -> Aggregate:
+        header = Header(
+            ROUND,
+            self._settings.protocol,
+            place=session.plan.place,
+            metrics=dict(self._bounds),
+            weight_max=self._settings.weight_max,
+            rows_per_weight=self._settings.rows_per_weight,
+        )
         while not session.done:
-            first = session.phase == self._protocol.phases[0]
-            began, missing = (
-                time.monotonic(),
-                self._phase(session, nodes, contents if first else {}, message_type, timeout),
-            )
-            log.info(
-                "round %d.%d %s: %.1f s, %d silent",
-                *session.plan.place,
-                session.phase,
-                time.monotonic() - began,
-                missing,
-            )
+            if session.phase == self._protocol.phases[0]:
+                self._link.phase(session, header, nodes, contents, message_type, timeout)
+            else:
+                self._link.phase(session, header, nodes, {}, message_type, self._deadline)
             session.end_phase()
         total = session.aggregate()
         assert isinstance(total, RingSum)  # since the server reads the sums of this protocol
@@ -199,86 +182,3 @@ class SecureAggregator:
         self._attempts.finish(session)
         metrics = vectors.means(decoded.counters, self._bounds)
         return Aggregate(after, metrics, decoded.counters["weight"], total.survivors, total.dropped)
-
-    def _phase(
-        self,
-        session: ServerJournal,
-        nodes: Mapping[ClientId, int],
-        contents: Mapping[int, RecordDict],
-        message_type: str,
-        timeout: float,
-    ) -> int:
-        """Ask everybody who owes a reply, take in what comes before the deadline; return how many were silent."""
-        deadline = timeout if contents else self._deadline
-        header = Header(
-            ROUND,
-            self._settings.protocol,
-            session.phase,
-            session.plan.place,
-            metrics=dict(self._bounds),
-            weight_max=self._settings.weight_max,
-            rows_per_weight=self._settings.rows_per_weight,
-        )
-        owing = set[ClientId]()
-
-        def requests() -> Iterator[Message]:
-            for name, request in session.requests():
-                owing.add(name)
-                if name in nodes:
-                    content = put(header, request, contents.get(nodes[name]))
-                    yield Message(content, nodes[name], message_type, ttl=deadline)
-
-        names = {node: name for name, node in nodes.items()}
-        for reply in self._replies(requests(), deadline):
-            name = names[reply.metadata.src_node_id]
-            if (body := self._body(reply, name, session.phase)) is None:
-                continue
-            try:
-                session.receive(name, body)
-                owing.discard(name)
-            except ProtocolError as fault:
-                log.warning("%s is left out: %s", name, one_line(fault))
-        return len(owing)
-
-    def _body(self, reply: Message, name: ClientId, phase: str) -> bytes | None:
-        """The protocol's message in a reply; None, and a line in the log, if there is none."""
-        if reply.has_error():
-            log.warning("%s failed in %s: %s", name, phase, " ".join((reply.error.reason or "").split())[:300])
-            return None
-        try:
-            taken = take(reply.content)
-        except ProtocolError as fault:
-            log.warning("%s: %s", name, one_line(fault))
-            return None
-        if taken is None or taken[0].kind == REFUSAL:
-            reason = "no reason given" if taken is None else taken[0].text[:300]
-            log.warning("%s refuses in %s: %s", name, phase, " ".join(reason.split()))
-            return None
-        return taken[1]
-
-    def _meet(self, reply: Message, challenges: Mapping[int, bytes]) -> None:
-        node = reply.metadata.src_node_id
-        body = self._body(reply, f"node {node}", HELLO)
-        taken = take(reply.content) if body is not None else None
-        if taken is None or body is None:
-            return
-        name, keys = taken[0].text, self._roster.keys()
-        try:
-            verify(keys.get(name, b""), HELLO_PURPOSE, challenges[node], body)
-        except SignatureError:
-            log.warning("node %d calls itself %r and cannot show that key: it is left out", node, name[:64])
-            return
-        self._names = {other: known for other, known in self._names.items() if known != name} | {node: name}
-        log.info("node %d is %s", node, name)
-
-    def _replies(self, messages: Sequence[Message] | Iterator[Message], timeout: float) -> Iterator[Message]:
-        """Send, one message in memory at a time, and give the replies as they come until the deadline."""
-        waiting = {identifier for message in messages for identifier in self._grid.push_messages([message])}
-        ends = time.monotonic() + timeout
-        while waiting and time.monotonic() < ends:
-            came = list(self._grid.pull_messages(waiting))
-            for reply in came:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if not came:
-                time.sleep(_POLL)
