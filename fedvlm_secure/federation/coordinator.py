@@ -70,6 +70,11 @@ class Coordinator:
         self._attempts = Attempts(folder, self._protocol, self.identity, roster)
 
     @property
+    def run(self) -> bytes:
+        """The run's random name."""
+        return self._attempts.run
+
+    @property
     def round(self) -> int:
         """The round that runs now, from 1."""
         return self._attempts.round
@@ -157,7 +162,7 @@ class Coordinator:
         promised = statement(self._settings, plan.cohort, shared_parameters, repeated=len(lines) - len(done))
         summary = {
             "name": self._settings.name,
-            "run": self._attempts.run.hex(),
+            "run": self.run.hex(),
             "spec": SPEC_VERSION,
             "protocol": plan.protocol,
             "threat-model": plan.threat_model,
@@ -185,7 +190,7 @@ class Coordinator:
             model = agreed.lineage(shared).hash
         return proposal(
             self._settings,
-            run=self._attempts.run,
+            run=self.run,
             place=self.place,
             cohort=tuple(member.name for member in self.roster.members),
             size=agreed.layout.size if kind == TRAINING else 0,

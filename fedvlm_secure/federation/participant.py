@@ -120,14 +120,12 @@ class Participant:
                 hospital goes by its own copy.
         """
         round_index, tries = place[0], 1
-        if self._pending_path.exists():
-            pending = Pending.load(self._pending_path, self.identity)
+        if (pending := self._trained(round_index)) is not None:
             memory, plan = remembered(self._session_path, self.identity)
-            if pending.round == round_index:
-                answered = fingerprint(pending.update) in memory.answered
-                if not answered or (plan is not None and plan.place == place):
-                    return
-                tries = pending.tries + 1
+            answered = fingerprint(pending.update) in memory.answered
+            if not answered or (plan is not None and plan.place == place):
+                return
+            tries = pending.tries + 1
         standing = self._standing(round_index - 1)
         shared = self._shared(standing, given)
         begun = self._adapter.common_layout().unflatten(shared)
@@ -208,6 +206,8 @@ class Participant:
     def adopt(self, round_index: int, roster: bytes, result: Callable[[], Result]) -> Evaluation:
         """Take over the round's new shared state, keep the personal tensors just trained, and look how that does.
 
+        A hospital that did not train in the round keeps its personal tensors as they were.
+
         Raises:
             ProtocolError: the sum that the server relays breaks a rule.
             MisuseError: what follows from it is not the model that the other hospitals have signed.
@@ -217,12 +217,14 @@ class Participant:
             return standing.validation
         given = result()
         shared = given if isinstance(given, np.ndarray) else self._unsealed(standing, roster, given)
-        pending = self._pending(round_index)
-        self._adapter.load(self._adapter.common_layout().unflatten(shared) | pending.personal)
+        pending = self._trained(round_index)
+        personal = standing.personal if pending is None else pending.personal
+        self._adapter.load(self._adapter.common_layout().unflatten(shared) | personal)
         validation = self._evaluate(self.rows.validation)
         self._record("adopted", round_index, "validation", validation)
-        self._record_encoding(pending)
-        self._stand(round_index, pending.personal, validation, shared)
+        if pending is not None:
+            self._record_encoding(pending)
+        self._stand(round_index, personal, validation, shared)
         return validation
 
     def finish(self, round_index: int, given: np.ndarray | None, model: str) -> None:
@@ -282,6 +284,10 @@ class Participant:
         noised = self._settings.privacy.mode == "client" and size > 0
         return policy_of(self._settings, noisy_sums(self._settings, _cohort(roster), size) if noised else None)
 
+    def starts(self, round_index: int, given: np.ndarray | None) -> Lineage:
+        """As :meth:`lineage`, from the shared state given as in :meth:`prepare`."""
+        return self.lineage(round_index, self._shared(self._standing(round_index - 1), given))
+
     def lineage(self, round_index: int, shared: np.ndarray) -> Lineage:
         """The model that round ``round_index`` begins with, as this hospital has loaded it."""
         adapter = self._adapter
@@ -326,10 +332,17 @@ class Participant:
             raise MisuseError(f"{self.name} stands after round {standing.round}, not after round {round_index}")
         return standing
 
-    def _pending(self, round_index: int) -> Pending:
+    def _trained(self, round_index: int) -> Pending | None:
+        """The update that this hospital has for the round, if it has one."""
+        if not self._pending_path.exists():
+            return None
         pending = Pending.load(self._pending_path, self.identity)
-        if pending.round != round_index:
-            raise MisuseError(f"{self.name} has an update for round {pending.round}, not for round {round_index}")
+        return pending if pending.round == round_index else None
+
+    def _pending(self, round_index: int) -> Pending:
+        pending = self._trained(round_index)
+        if pending is None:
+            raise MisuseError(f"{self.name} has no update for round {round_index}")
         return pending
 
     def _enter(self, standing: Standing, given: np.ndarray | None) -> None:

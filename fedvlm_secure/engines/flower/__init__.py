@@ -10,9 +10,11 @@ _HOME = {
     "Aggregate": "fedvlm_secure.engines.flower.server",
     "SecureAggregator": "fedvlm_secure.engines.flower.server",
     "SecureStrategy": "fedvlm_secure.engines.flower.strategy",
+    "client_app": "fedvlm_secure.engines.flower.apps",
     "secure_aggregation": "fedvlm_secure.engines.flower.client",
+    "server_app": "fedvlm_secure.engines.flower.apps",
 }
-__all__ = ["Aggregate", "SecureAggregator", "SecureStrategy", "secure_aggregation"]
+__all__ = ["Aggregate", "SecureAggregator", "SecureStrategy", "client_app", "secure_aggregation", "server_app"]
 
 
 def __getattr__(name: str) -> Any:

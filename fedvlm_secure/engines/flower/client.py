@@ -2,6 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -9,11 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedvlm_secure.engines.flower import vectors
-from fedvlm_secure.engines.flower.link import HELLO_PURPOSE
-from fedvlm_secure.engines.flower.node import Node, Prepared
-from fedvlm_secure.engines.flower.wire import HELLO, REFUSAL, ROUND, Header, put, take, without
+from fedvlm_secure.engines.flower.link import CHALLENGE_BYTES, HELLO_PURPOSE
+from fedvlm_secure.engines.flower.node import Node, Prepared, policy_text
+from fedvlm_secure.engines.flower.wire import FINISH, HELLO, REFUSAL, ROUND, Header, put, take, without
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.primitives.kdf import digest
+from fedvlm_secure.secagg.client import Ready
 from fedvlm_secure.secagg.envelope import NETWORK
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.session import SERVER
@@ -33,66 +37,91 @@ def secure_aggregation(message: Message, context: Context, call_next: ClientAppC
     train, it replies with one ArrayRecord (the arrays it was sent, after training) and a MetricRecord that holds
     ``num-examples``. A message that asks for a reply in the clear is refused.
     """
+
+    def prepare(node: Node, header: Header) -> Prepared:
+        return _prepared(node, header, message, lambda asked: call_next(asked, context))
+
+    return respond(message, context, prepare)
+
+
+def respond(
+    message: Message,
+    context: Context,
+    prepare: Callable[[Node, Header], Prepared],
+    finish: Callable[[Node, Header], None] | None = None,
+) -> Message:
+    """Answer one message of the server's.
+
+    Args:
+        prepare: gives the update for the attempt that begins.
+        finish: what the end of a run asks for.
+    """
     try:
-        node = Node.of(context.node_config)
-        with node.locked():
-            return Message(_answer(node, message, context, call_next), reply_to=message)
+        return Message(_answer(message, context, prepare, finish), reply_to=message)
     except ProtocolError as fault:
         log.warning("refused: %s", one_line(fault))
         return _refusal(message, one_line(fault))
     except MisuseError as mistake:
         # Its text may speak of this hospital's own numbers: it is for the owner's log, not for the server.
         log.error("%s", one_line(mistake))
-        return _refusal(message, "this node cannot take part; the reason is in its own log")
+    except Exception:  # Flower would send its text, which may quote a row, to the server
+        log.exception("the app failed")
+    return _refusal(message, "this node cannot take part; the reason is in its own log")
 
 
 def _refusal(message: Message, reason: str) -> Message:
     return Message(put(Header(REFUSAL, text=reason)), reply_to=message)
 
 
-def _answer(node: Node, message: Message, context: Context, call_next: ClientAppCallable) -> RecordDict:
+def _answer(
+    message: Message,
+    context: Context,
+    prepare: Callable[[Node, Header], Prepared],
+    finish: Callable[[Node, Header], None] | None,
+) -> RecordDict:
     taken = take(message.content)
     if taken is None:
         raise _fault("transport", "asks for a reply in the clear, which would show this hospital's update or metrics")
     header, body = taken
-    if header.kind == HELLO:
-        signature = node.identity.sign(HELLO_PURPOSE, body)
-        return put(Header(HELLO, text=node.name), signature)
-    if header.kind != ROUND:
-        raise _fault("transport", f"sends a message of kind {header.kind[:40]!r}, which is not known")
-    if header.phase == lookup(header.protocol).phases[0]:
-        prepared = _prepared(node, header, message, context, call_next)
-    else:
-        waiting = node.prepared()
-        if waiting is None or waiting.place != header.place or waiting.protocol != header.protocol:
+    node = Node.of(context.node_config, header.run)
+    with node.locked():
+        if header.kind == HELLO and len(body) == CHALLENGE_BYTES:
+            return put(Header(HELLO, text=node.name), node.identity.sign(HELLO_PURPOSE, body))
+        if header.kind == FINISH and finish is not None:
+            finish(node, header)
+            return put(Header(FINISH))
+        if header.kind != ROUND:
+            raise _fault("transport", f"sends a message of kind {header.kind[:40]!r}, which is not known")
+        return put(Header(ROUND, place=header.place), _reply(node, header, body, prepare))
+
+
+def _reply(node: Node, header: Header, body: bytes, prepare: Callable[[Node, Header], Prepared]) -> bytes:
+    """The session's answer. Only an attempt that begins prepares anything; later phases load neither model nor rows."""
+    prepared = node.prepared()
+    if prepared is None or (prepared.protocol, prepared.place) != (header.protocol, header.place):
+        if header.phase not in {step.phase for step in lookup(header.protocol).client.steps[Ready]}:
             raise _fault(header.phase, "asks about an attempt that this node has not begun", header.place, "P-2.7")
-        prepared = waiting
-    session = node.session(prepared)
-    try:
-        reply = session.reply(body)
-    finally:
-        session.close()
-    return put(Header(ROUND, header.protocol, header.phase, header.place), reply)
+        prepared = prepare(node, header)
+        node.prepare(prepared)
+    with closing(node.session(prepared)) as session:
+        return session.reply(body)
 
 
-def _prepared(node: Node, header: Header, message: Message, context: Context, call_next: ClientAppCallable) -> Prepared:
+def _prepared(node: Node, header: Header, message: Message, app: Callable[[Message], Message]) -> Prepared:
     """The update for this attempt: trained now, or before and not sent yet."""
-    content = without(message.content)
+    content, policy = without(message.content), policy_text(node.policy)
     asked, waiting = _digest(content, header, message.metadata.message_type), node.prepared()
     if waiting is not None and waiting.asked == asked and not node.has_answered(waiting):
-        prepared = Prepared(header.protocol, header.place, asked, waiting.model, waiting.values, waiting.counters)
-    else:
-        arrays = _only(ArrayRecord, content)
-        model = vectors.model_digest(arrays)
-        before = vectors.flatten(arrays)
-        message.content = content
-        reply = call_next(message, context)
-        if reply.has_error():
-            raise MisuseError(f"the app failed: {reply.error.reason}")
-        values, counters = _contribution(reply.content, before, header, trains=_is_training(message))
-        prepared = Prepared(header.protocol, header.place, asked, model, values.astype("<f4").tobytes(), counters)
-    node.prepare(prepared)
-    return prepared
+        return replace(waiting, protocol=header.protocol, place=header.place, policy=policy)
+    arrays = _only(ArrayRecord, content)
+    model, before = vectors.model_digest(arrays), vectors.flatten(arrays)
+    message.content = content
+    reply = app(message)
+    if reply.has_error():
+        raise MisuseError(f"the app failed: {reply.error.reason}")
+    values, counters = _contribution(reply.content, before, header, trains=_is_training(message))
+    packed = values.astype("<f4").tobytes()
+    return Prepared(header.protocol, header.place, asked, model, packed, counters, policy)
 
 
 def _contribution(

@@ -18,11 +18,11 @@ from fedvlm_secure.secagg.session import ClientId, ServerSession
 log = logging.getLogger("flwr.secagg")
 
 HELLO_PURPOSE = "flower-node"
+CHALLENGE_BYTES = 32
 
 _POLL = 0.2  # seconds between two looks for replies
 _AGAIN = 30.0  # seconds until a node that has not shown a key is asked again
 _HELLO_SECONDS = 60.0
-_CHALLENGE_BYTES = 32
 
 
 class Link:
@@ -40,7 +40,7 @@ class Link:
         """The connected nodes that have shown a key on the roster, by node id."""
         present, now = set(self._grid.get_node_ids()), time.monotonic()
         unknown = sorted(node for node in present - self._names.keys() if now >= self._again.get(node, now))
-        challenges = {node: entropy.random_bytes(_CHALLENGE_BYTES) for node in unknown}
+        challenges = {node: entropy.random_bytes(CHALLENGE_BYTES) for node in unknown}
         # Of the type that every app answers: one without a function for queries would not see the mod.
         asked = [
             Message(put(Header(HELLO), challenges[node]), node, MessageType.TRAIN, ttl=_HELLO_SECONDS)
@@ -51,36 +51,58 @@ class Link:
         self._again |= dict.fromkeys(unknown, now + _AGAIN)
         return {node: name for node, name in self._names.items() if node in present}
 
-    def phase(
+    def attempt(
         self,
         session: ServerSession,
         header: Header,
         nodes: Mapping[ClientId, int],
         contents: Mapping[int, RecordDict],
         message_type: str,
-        deadline: float,
-    ) -> None:
-        """Ask everybody who owes a reply, and give the session what comes before the deadline.
+        deadlines: tuple[float, float],
+    ) -> dict[str, float]:
+        """Run the attempt's phases to the end; return the seconds that each took.
 
         Args:
             header: its phase is filled in.
             nodes: where hospitals are; those that are nowhere are silent.
-            contents: what goes along with a request, by node id.
-            deadline: seconds.
+            contents: what goes along with the first request to a node, by its id.
+            deadlines: seconds for a phase in which somebody is asked for the first time, and so trains, and for others.
+
+        Raises:
+            ProtocolError: too few hospitals remain.
         """
-        phase, began, owing = session.phase, time.monotonic(), set[ClientId]()
+        seconds, fresh = dict[str, float](), dict(contents)
+        while not session.done:
+            phase, began = session.phase, time.monotonic()
+            self._phase(session, replace(header, kind=ROUND, phase=phase), nodes, fresh, message_type, deadlines)
+            session.end_phase()
+            seconds[phase] = time.monotonic() - began
+        return seconds
+
+    def _phase(
+        self,
+        session: ServerSession,
+        header: Header,
+        nodes: Mapping[ClientId, int],
+        fresh: dict[int, RecordDict],
+        message_type: str,
+        deadlines: tuple[float, float],
+    ) -> None:
+        """Ask everybody who owes a reply, and give the session what comes before the deadline."""
+        began, owing = time.monotonic(), set[ClientId]()
+        deadline = deadlines[0] if fresh else deadlines[1]
 
         def requests() -> Iterator[Message]:
             for name, request in session.requests():
                 owing.add(name)
                 if name in nodes:
-                    content = put(replace(header, kind=ROUND, phase=phase), request, contents.get(nodes[name]))
+                    content = put(header, request, fresh.pop(nodes[name], None))
                     yield Message(content, nodes[name], message_type, ttl=deadline)
 
         names = {node: name for name, node in nodes.items()}
         for reply in self._replies(requests(), deadline):
             name = names[reply.metadata.src_node_id]
-            if (answer := _answer(reply, name, phase)) is None:
+            if (answer := _answer(reply, name, header.phase)) is None:
                 continue
             try:
                 session.receive(name, answer[1])
@@ -88,7 +110,7 @@ class Link:
             except ProtocolError as fault:
                 log.warning("%s is left out: %s", name, one_line(fault))
         silent = f", silent: {', '.join(sorted(owing))}" if owing else ""
-        log.info("round %d.%d %s: %.1f s%s", *header.place, phase, time.monotonic() - began, silent)
+        log.info("round %d.%d %s: %.1f s%s", *header.place, header.phase, time.monotonic() - began, silent)
 
     def ask(self, header: Header, contents: Mapping[int, RecordDict], deadline: float) -> dict[int, Header]:
         """Send everybody something outside a round; return who answered it, and how."""

@@ -4,12 +4,14 @@ Flower starts a process for every message. What one of them leaves for the next 
 ``context.state``, so that it survives a restart of the SuperNode, and so that nothing secret is anywhere else.
 """
 
+import json
 import os
+import re
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation import keyfile, rosterfile
 from fedvlm_secure.federation.journal import ClientJournal, remembered
-from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.federation.lineage import Lineage
+from fedvlm_secure.federation.rundir import Folder, RunDirectory
 from fedvlm_secure.federation.settings import PolicyTable
 from fedvlm_secure.federation.vault import Vault
 from fedvlm_secure.files import PRIVATE, write
@@ -35,6 +38,7 @@ from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER
 
 KEY, ROSTER, POLICY = "identity.key", "roster.cbor", "policy.toml"
+_RUN = re.compile(r"[0-9a-f]{32}")
 PASSPHRASE_VARIABLE = "FEDVLM_SECURE_PASSPHRASE"  # noqa: S105  # its name, not its value
 
 
@@ -47,6 +51,8 @@ class Prepared:
         asked: digest of the request that it was trained for.
         model: hash of the model that it starts from.
         values: float32, little-endian.
+        policy: the floors that the attempt was entered with, as JSON.
+        lineage: what the model after the sum follows from, where hospitals read sums.
     """
 
     protocol: str
@@ -55,6 +61,8 @@ class Prepared:
     model: Digest
     values: bytes
     counters: dict[str, int]
+    policy: str
+    lineage: Lineage | None = None
 
     @property
     def update(self) -> Update:
@@ -67,13 +75,17 @@ class Node:
 
     Args:
         folder: holds :data:`KEY`, :data:`ROSTER` and, if the defaults do not fit, :data:`POLICY`.
+        run: in hex, of a run that keeps a folder of its own; empty for sums that belong to none.
 
     Raises:
         MisuseError: a file is missing or damaged, or the roster does not list the key.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str = "") -> None:
+        if run and not _RUN.fullmatch(run):
+            raise MisuseError("a run's name is 32 hexadecimal digits")
         self.folder = folder
+        self.work = Folder(folder / "runs" / run if run else folder)
         for name in (KEY, ROSTER):
             if not (folder / name).exists():
                 raise MisuseError(f"{folder} holds no {name}; see docs/deployment for what a hospital's folder needs")
@@ -82,12 +94,12 @@ class Node:
         self.name = _name_of(self.identity, self.roster, folder)
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Node":
+    def of(cls, config: Mapping[str, Any], run: str = "") -> "Node":
         """The hospital that a SuperNode was started for, with ``--node-config 'folder="…"'``."""
         folder = config.get("folder")
         if not isinstance(folder, str):
             raise MisuseError("start the SuperNode with --node-config 'folder=\"/path/of/the/hospital\"'")
-        return cls(Path(folder).expanduser())
+        return cls(Path(folder).expanduser(), run)
 
     @cached_property
     def policy(self) -> Policy:
@@ -104,7 +116,7 @@ class Node:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other process of this hospital away meanwhile."""
-        with RunDirectory(self._state).locked():
+        with RunDirectory(self.folder / "state").locked():
             yield
 
     def prepared(self) -> Prepared | None:
@@ -133,25 +145,37 @@ class Node:
             MisuseError: this update must not be sent.
         """
         self.roster.check_current(time.time())
-        place = (prepared.place[0], prepared.place[1])
-        party = Party(self.name, self.identity, self.roster, self.policy, prepared.model, place=place)
+        place, following = (prepared.place[0], prepared.place[1]), None
+        if prepared.lineage is not None:
+            following = prepared.lineage.following
+        policy = policy_from(prepared.policy)
+        party = Party(self.name, self.identity, self.roster, policy, prepared.model, following, place)
         return ClientJournal(self._journal, lookup(prepared.protocol).client, party, prepared.update, place)
 
     @property
-    def _state(self) -> Path:
-        return self.folder / "state"
-
-    @property
     def _journal(self) -> Path:
-        return self._state / "session.sqlite"
+        return self.work.state / "session.sqlite"
 
     @property
     def _prepared(self) -> Path:
-        return self._state / "update.sealed"
+        return self.work.state / "update.sealed"
 
     @cached_property
     def _vault(self) -> Vault:
         return Vault(self.identity, "update")
+
+
+def policy_text(policy: Policy) -> str:
+    """A policy as :class:`Prepared` keeps it."""
+    return json.dumps(asdict(policy), sort_keys=True)
+
+
+def policy_from(text: str) -> Policy:
+    """The inverse of :func:`policy_text`."""
+    values: dict[str, Any] = {}
+    for name, value in json.loads(text).items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Policy(**values)
 
 
 def load_identity(path: Path) -> Identity:

@@ -163,18 +163,13 @@ class SecureAggregator:
     ) -> Aggregate:
         header = Header(
             ROUND,
-            self._settings.protocol,
+            protocol=self._settings.protocol,
             place=session.plan.place,
             metrics=dict(self._bounds),
             weight_max=self._settings.weight_max,
             rows_per_weight=self._settings.rows_per_weight,
         )
-        while not session.done:
-            if session.phase == self._protocol.phases[0]:
-                self._link.phase(session, header, nodes, contents, message_type, timeout)
-            else:
-                self._link.phase(session, header, nodes, {}, message_type, self._deadline)
-            session.end_phase()
+        self._link.attempt(session, header, nodes, contents, message_type, (timeout, self._deadline))
         total = session.aggregate()
         assert isinstance(total, RingSum)  # since the server reads the sums of this protocol
         decoded = session.plan.codec.decode(total.total)

@@ -14,7 +14,7 @@ from fedvlm_secure.primitives.wire import Limits, WireError
 from fedvlm_secure.secagg.envelope import NETWORK
 
 RECORD, BYTES = "fedvlm-secure", "fedvlm-secure.bytes"
-HELLO, ROUND, REFUSAL = "hello", "round", "refusal"
+HELLO, ROUND, FINISH, REFUSAL = "hello", "round", "finish", "refusal"
 
 _LIMITS = Limits(max_bytes=1 << 20, max_depth=4, max_items=4096)
 _STYPE = "fedvlm-secure"  # not numpy's: Flower leaves the bytes alone
@@ -25,7 +25,8 @@ class Header:
     """What a Flower message is about.
 
     Attributes:
-        kind: :data:`HELLO`, :data:`ROUND` or :data:`REFUSAL`.
+        kind: :data:`HELLO`, :data:`ROUND`, :data:`FINISH` or :data:`REFUSAL`.
+        run: in hex, of runs that keep a folder of their own at the hospital.
         protocol, phase, place: of a round; ``place`` is (round, attempt).
         text: who answers a hello, or why a request was refused.
         metrics: largest value of each metric that the round sums, in steps of
@@ -34,6 +35,7 @@ class Header:
     """
 
     kind: str
+    run: str = ""
     protocol: str = ""
     phase: str = ""
     place: tuple[int, ...] = (0, 0)

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -35,13 +36,20 @@ def found(folder: Path, names: tuple[str, ...] = NAMES) -> dict[str, Path]:
     return folders
 
 
-class Site:
-    """One node: its own update, and what it has been asked."""
+class Place:
+    """A node with an app, on a machine of its own."""
+
+    def __init__(self, folder: Path, app: ClientApp) -> None:
+        self.folder, self.app = folder, app
+
+
+class Site(Place):
+    """A node of an app that knows nothing of secure aggregation: its own update, and what it has been asked."""
 
     def __init__(self, folder: Path, update: np.ndarray, examples: int, accuracy: float) -> None:
-        self.folder, self.update, self.examples, self.accuracy = folder, update, examples, accuracy
+        super().__init__(folder, ClientApp(mods=[secure_aggregation]))
+        self.update, self.examples, self.accuracy = update, examples, accuracy
         self.trained = 0
-        self.app = ClientApp(mods=[secure_aggregation])
         self.app.train()(self._train)
         self.app.evaluate()(self._evaluate)
 
@@ -63,7 +71,7 @@ class Site:
 class LocalGrid(Grid):
     """Every message is answered at once by the site it goes to; ``tamper`` may change or drop what passes."""
 
-    def __init__(self, sites: dict[int, Site]) -> None:
+    def __init__(self, sites: dict[int, Any]) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self.sites, self._replies, self._numbers = sites, {}, itertools.count(1)
         self.sent: list[tuple[int, Message, Message | None]] = []

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flower_kit import LocalGrid, Place, found
+
+from fedvlm_secure.engines import local
+from fedvlm_secure.engines.flower import client_app, coordination
+from fedvlm_secure.engines.flower.wire import take
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.rundir import RunDirectory
+
+SITES = ("site-a", "site-b", "site-c", "site-d")
+QUICK = coordination.Deadlines(2.0, 0.5, 0.5)
+
+
+@pytest.fixture
+def grid(tmp_path, model_folder, data_folder):
+    folders = found(tmp_path / "net", SITES)
+    for name in SITES:
+        own = f'model = "{model_folder}"\ndata = "{data_folder}"\nsites = ["{name}"]\nthreads = 1\n'
+        (folders[name] / "hospital.toml").write_text(own)
+    made = LocalGrid({number: Place(folders[name], client_app()) for number, name in enumerate(SITES, 10)})
+    made.server = folders["server"]
+    return made
+
+
+def shared(folder: Path) -> np.ndarray:
+    tensors = safetensors.numpy.load_file(sorted((folder / "coordinator/global").glob("*.safetensors"))[-1])
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
+
+
+def test_a_run_on_flower_ends_where_the_local_engine_does(grid, settings, tmp_path):
+    summary = coordination.run(grid, settings(), grid.server, QUICK)
+    expected = local.run(settings(), tmp_path / "local")
+    run = grid.server / "runs/t"
+    assert shared(run).tobytes() == shared(tmp_path / "local").tobytes()
+    assert summary["test-accuracy"] == expected.summary["test-accuracy"]
+    RunDirectory(run).verify_manifest()
+    for place in grid.sites.values():
+        (own,) = (place.folder / "runs").iterdir()
+        assert (own / "adapter/adapter_model.safetensors").exists()
+    # A hello and five messages a round, of which there are two and a closing one, and the end.
+    assert len(grid.sent) == (1 + 3 * 5 + 1) * len(SITES)
+
+
+@pytest.mark.parametrize("protocol", ["bfv", "ckks"])
+def test_hospitals_read_sums_that_the_server_cannot(grid, settings, protocol):
+    for place in grid.sites.values():
+        path = place.folder / "hospital.toml"
+        path.write_text(path.read_text() + f'[policy]\nprotocols = ["{protocol}"]\nmax-corrupt = 0\n')
+    coordination.run(
+        grid, settings(f"aggregation.protocol={protocol}", "aggregation.max-corrupt=0"), grid.server, QUICK
+    )
+    states = [next((place.folder / "runs").iterdir()) / "state/standing.safetensors" for place in grid.sites.values()]
+    assert len({safetensors.numpy.load_file(state)["shared"].tobytes() for state in states}) == 1
+
+
+def test_a_protocol_that_the_hospital_has_not_named_is_refused(grid, settings, caplog):
+    with pytest.raises(Exception, match="did not deal a key"):
+        coordination.run(grid, settings("aggregation.protocol=bfv", "aggregation.attempts=1"), grid.server, QUICK)
+    assert "protocol 'bfv' is not accepted" in caplog.text
+
+
+def test_a_hospital_that_was_away_joins_the_next_round(grid, settings):
+    def away(node, asked, reply):
+        return None if node == 12 and take(asked.content)[0].place == (1, 1) else reply
+
+    grid.tamper = away
+    coordination.run(grid, settings(), grid.server, QUICK)
+    lines = RunDirectory(grid.server / "runs/t").coordinator.metrics.lines()
+    assert [len(line["survivors"]) for line in lines] == [3, 4, 4]
+
+
+@pytest.mark.parametrize("phase", ["keys", "masked-input", "unmask"])
+def test_a_server_that_comes_back_ends_where_it_would_have(grid, settings, phase, tmp_path):
+    def killed(node, asked, reply):
+        header, _ = take(asked.content)
+        if header.phase == phase and header.place == (2, 1) and node == 12:
+            raise KeyboardInterrupt
+        return reply
+
+    grid.tamper = killed
+    with pytest.raises(KeyboardInterrupt):
+        coordination.run(grid, settings(), grid.server, QUICK)
+    grid.tamper = lambda node, asked, reply: reply
+    coordination.run(grid, settings(), grid.server, QUICK)
+    local.run(settings(), tmp_path / "local")
+    assert shared(grid.server / "runs/t").tobytes() == shared(tmp_path / "local").tobytes()
+
+
+def test_other_settings_do_not_continue_a_run(grid, settings):
+    coordination.run(grid, settings(), grid.server, QUICK)
+    with pytest.raises(MisuseError, match="other settings"):
+        coordination.run(grid, settings("seed=1"), grid.server, QUICK)
