@@ -1,5 +1,7 @@
 """A node: one least-squares fit on its own rows."""
 
+from pathlib import Path
+
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,7 +14,7 @@ app = ClientApp(mods=[secure_aggregation])
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """A gradient step, as without secure aggregation."""
-    rows = np.loadtxt(context.node_config["rows"], delimiter=",")
+    rows = np.loadtxt(Path(str(context.node_config["folder"])) / "rows.csv", delimiter=",")
     (weights,) = message.content["arrays"].to_numpy_ndarrays()
     x, y = rows[:, :-1], rows[:, -1]
     weights = weights - 0.1 * x.T @ (x @ weights - y) / len(rows)
