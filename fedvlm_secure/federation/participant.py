@@ -3,7 +3,6 @@
 Everything it does is durable and repeatable: an interrupted round goes on from the last finished step.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from fedvlm_secure.federation.rounds import (
     lineage,
     noisy_sums,
     policy_of,
+    training_seed,
     weight_of,
 )
 from fedvlm_secure.federation.rundir import Folder
@@ -58,6 +58,7 @@ class Participant:
         adapter: attached to the base model; in a simulation all hospitals take turns with one.
         base: the digest of the base model as this hospital loaded it.
         identity: the hospital's keys; those in the folder, made at first use, if None.
+        foreign: whether an update is another run's, so that this one has to train once more.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Participant:
         rows: Rows,
         settings: Settings,
         identity: Identity | None = None,
+        foreign: Callable[[Update], bool] = lambda update: False,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -79,6 +81,7 @@ class Participant:
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
         self._safeguard = Safeguard(name, folder, rows.protected, settings)
+        self._foreign = foreign
         self._next: np.ndarray | None = None  # the shared state after the sum that was read last
         self._weight = weight_of(len(rows.train), settings)
 
@@ -126,6 +129,15 @@ class Participant:
             if not answered or (plan is not None and plan.place == place):
                 return
             tries = pending.tries + 1
+        while True:
+            pending = self._train(round_index, tries, given, on_step)
+            if not self._foreign(pending.update):
+                break
+            tries += 1
+        pending.save(self._pending_path, self.identity)
+
+    def _train(self, round_index: int, tries: int, given: np.ndarray | None, on_step: OnStep | None) -> Pending:
+        """Train for the round, the ``tries``-th time."""
         standing = self._standing(round_index - 1)
         shared = self._shared(standing, given)
         begun = self._adapter.common_layout().unflatten(shared)
@@ -138,7 +150,6 @@ class Participant:
         update = Update(values, counters(self._weight, standing.validation, self._settings))
         if own is None:
             state = self._train_copy(standing.personal, begun, round_index, seed)
-        Pending(round_index, tries, update, self._personal(state)).save(self._pending_path, self.identity)
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
@@ -147,6 +158,7 @@ class Participant:
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
             epsilon=_written(spent),
         )
+        return Pending(round_index, tries, update, self._personal(state))
 
     def _train_copy(self, copy: Tensors, shared: Tensors, round_index: int, seed: int) -> Tensors:
         """Train this hospital's own copy of the adapter, drawn towards the shared one; nothing of it leaves."""
@@ -388,9 +400,3 @@ def _written(epsilon: float | None) -> float | str | None:
 
 def _cohort(roster: Roster) -> tuple[str, ...]:
     return tuple(sorted(member.name for member in roster.members))
-
-
-def training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
-    """The seed of one training: decides the order of rows, and nothing that hides anything."""
-    described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
-    return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

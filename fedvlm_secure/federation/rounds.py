@@ -1,5 +1,6 @@
 """What all parties compute alike for a round: the vector's layout, the plan's numbers, the model's hash."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -250,3 +251,9 @@ def figures(sums: Mapping[str, int]) -> dict[str, float | None]:
         "accuracy": None if correct is None or asked is None else Evaluation(correct, asked, 0.0).accuracy,
         "loss": None if loss is None or asked is None else Evaluation(0, asked, loss / _LOSS_UNIT).loss,
     }
+
+
+def training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
+    """The seed of one training: decides the order of rows, and nothing that hides anything."""
+    described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
+    return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

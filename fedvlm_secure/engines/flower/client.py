@@ -111,7 +111,7 @@ def _prepared(node: Node, header: Header, message: Message, app: Callable[[Messa
     """The update for this attempt: trained now, or before and not sent yet."""
     content, policy = without(message.content), policy_text(node.policy)
     asked, waiting = _digest(content, header, message.metadata.message_type), node.prepared()
-    if waiting is not None and waiting.asked == asked and not node.has_answered(waiting):
+    if waiting is not None and waiting.asked == asked and not node.is_spent(waiting.update):
         return replace(waiting, protocol=header.protocol, place=header.place, policy=policy)
     arrays = _only(ArrayRecord, content)
     model, before = vectors.model_digest(arrays), vectors.flatten(arrays)

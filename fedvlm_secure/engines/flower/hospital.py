@@ -76,7 +76,9 @@ class _Hospital:
         ((name, splits),) = sites_in(self.settings, Observer()).items()
         encoded = encoded_splits(loaded, adapter, self.settings, name, splits, {})
         rows = rows_of(splits, encoded, self.settings, data.description(self.settings.data, name))
-        self.participant = Participant(node.name, node.work, adapter, loaded.digest, rows, self.settings, node.identity)
+        self.participant = Participant(
+            node.name, node.work, adapter, loaded.digest, rows, self.settings, node.identity, node.is_foreign
+        )
         self.participant.enrol()
         self.participant.pin(self.roster)
 

@@ -70,6 +70,13 @@ class Prepared:
         return Update(np.frombuffer(self.values, "<f4"), self.counters)
 
 
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Which run has sent an update: fingerprint in hex → run."""
+
+    runs: dict[str, str]
+
+
 class Node:
     """One hospital on one machine.
 
@@ -85,6 +92,7 @@ class Node:
         if run and not _RUN.fullmatch(run):
             raise MisuseError("a run's name is 32 hexadecimal digits")
         self.folder = folder
+        self._run = run
         self.work = Folder(folder / "runs" / run if run else folder)
         for name in (KEY, ROSTER):
             if not (folder / name).exists():
@@ -132,10 +140,30 @@ class Node:
         """Keep an update until it is summed; it lies on disk sealed."""
         write(self._prepared, self._vault.seal(pack(prepared, STATE_LIMITS)), PRIVATE)
 
-    def has_answered(self, prepared: Prepared) -> bool:
-        """Whether the update is part of a sum that may have been opened, and is never sent again (P-7.5)."""
+    def is_spent(self, update: Update) -> bool:
+        """Whether the update is in a sum that may have been opened (P-7.5), or is another run's."""
         memory, _ = remembered(self._journal, self.identity)
-        return fingerprint(prepared.update) in memory.answered
+        return fingerprint(update) in memory.answered or self.is_foreign(update)
+
+    def is_foreign(self, update: Update) -> bool:
+        """Whether another run has claimed the update."""
+        return self._claims().get(fingerprint(update).hex(), self._run) != self._run
+
+    def claim(self, update: Update) -> None:
+        """Bind an update to this run before anything made of it leaves.
+
+        Two runs that train alike end up with the same update, and the server chooses runs' names: sums over different
+        cohorts would tell what the others add. An update without values is counters only, and repeats in any case.
+
+        Raises:
+            MisuseError: it is another run's; train again.
+        """
+        if not update.values.size:
+            return
+        claims, mark = self._claims(), fingerprint(update).hex()
+        if claims.setdefault(mark, self._run) != self._run:
+            raise MisuseError("another run has sent this very update (P-7.5); the next attempt trains again")
+        write(self._claimed, pack(Claims(claims), STATE_LIMITS), PRIVATE)
 
     def session(self, prepared: Prepared) -> ClientJournal:
         """This hospital's half of the attempt, as it was left if the attempt had begun.
@@ -145,12 +173,25 @@ class Node:
             MisuseError: this update must not be sent.
         """
         self.roster.check_current(time.time())
+        self.claim(prepared.update)
         place, following = (prepared.place[0], prepared.place[1]), None
         if prepared.lineage is not None:
             following = prepared.lineage.following
         policy = policy_from(prepared.policy)
         party = Party(self.name, self.identity, self.roster, policy, prepared.model, following, place)
         return ClientJournal(self._journal, lookup(prepared.protocol).client, party, prepared.update, place)
+
+    def _claims(self) -> dict[str, str]:
+        if not self._claimed.exists():
+            return {}
+        try:
+            return unpack(Claims, self._claimed.read_bytes(), STATE_LIMITS).runs
+        except WireError as error:
+            raise MisuseError(f"{self._claimed} cannot be read: {error}") from None
+
+    @property
+    def _claimed(self) -> Path:
+        return self.folder / "state/claims.cbor"  # of all runs
 
     @property
     def _journal(self) -> Path:

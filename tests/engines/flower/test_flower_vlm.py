@@ -7,9 +7,11 @@ from flower_kit import LocalGrid, Place, found
 
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.flower import client_app, coordination
+from fedvlm_secure.engines.flower.node import Claims
 from fedvlm_secure.engines.flower.wire import take
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.primitives.schema import unpack
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 QUICK = coordination.Deadlines(2.0, 0.5, 0.5)
@@ -94,3 +96,11 @@ def test_other_settings_do_not_continue_a_run(grid, settings):
     coordination.run(grid, settings(), grid.server, QUICK)
     with pytest.raises(MisuseError, match="other settings"):
         coordination.run(grid, settings("seed=1"), grid.server, QUICK)
+
+
+def test_two_runs_that_train_alike_never_send_the_same_update(grid, settings):
+    for name in ("t", "u"):
+        coordination.run(grid, settings("rounds=1", f"name={name}"), grid.server, QUICK)
+    for place in grid.sites.values():
+        claims = unpack(Claims, (place.folder / "state/claims.cbor").read_bytes()).runs
+        assert len(claims) == len(set(claims.values())) == 2
