@@ -57,7 +57,7 @@ def run(grid: Grid, settings: Settings, folder: Path, deadlines: Deadlines | Non
     """
     for name in (KEY, ROSTER):
         if not (folder / name).exists():
-            raise MisuseError(f"{folder} holds no {name}; see docs/deployment for what the server's folder needs")
+            raise MisuseError(f"{folder} holds no {name}; see examples/hospitals/README.md")
     place = RunDirectory(folder / "runs" / settings.name)
     with place.locked():
         if place.settings.exists() and Settings.from_toml(place.settings) != settings:

@@ -96,7 +96,7 @@ class Node:
         self.work = Folder(folder / "runs" / run if run else folder)
         for name in (KEY, ROSTER):
             if not (folder / name).exists():
-                raise MisuseError(f"{folder} holds no {name}; see docs/deployment for what a hospital's folder needs")
+                raise MisuseError(f"{folder} holds no {name}; see examples/hospitals/README.md")
         self.identity = load_identity(folder / KEY)
         self.roster = rosterfile.read_signed(folder / ROSTER)
         self.name = _name_of(self.identity, self.roster, folder)

@@ -76,7 +76,7 @@ class SecureAggregator:
         self._bounds = vectors.bounds_of(metrics or {})
         for name in (KEY, ROSTER):
             if not (self._folder.path / name).exists():
-                raise MisuseError(f"{self._folder.path} holds no {name}; see docs/deployment for what it needs")
+                raise MisuseError(f"{self._folder.path} holds no {name}; see examples/hospitals/README.md")
         self._identity = load_identity(self._folder.path / KEY)
         self._roster = rosterfile.read_signed(self._folder.path / ROSTER)
         self._attempts = Attempts(self._folder, self._protocol, self._identity, self._roster)
