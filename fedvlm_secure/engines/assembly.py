@@ -8,8 +8,7 @@ from fedvlm_secure import data, models
 from fedvlm_secure.adapters import Adapter, AdapterSettings, attach
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.participant import Rows
-from fedvlm_secure.federation.safeguard import Protected
+from fedvlm_secure.federation.safeguard import Protected, Rows
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.models import LoadedModel
 from fedvlm_secure.privacy.ledger import fingerprint

@@ -193,7 +193,7 @@ class ClientJournal:
 
     Args:
         place: (round, attempt). If the session on disk has begun that attempt, it goes on; else a new one starts, with
-            what the client remembers.
+            what the client remembers. ``party.run`` says of which run, where one file serves several.
 
     Raises:
         MisuseError: the file is damaged, another program's or in use, or this update must not be sent.
@@ -206,7 +206,7 @@ class ClientJournal:
         with self._database.transaction() as rows:
             memory, saved = _client_rows(rows, self._vault)
             plan = None if saved is None else kind.plan_of(saved)
-            if saved is not None and plan is not None and plan.place == place:
+            if saved is not None and plan is not None and (plan.place, plan.run) == (place, party.run or plan.run):
                 self._session = kind.from_bytes(saved, party, update, memory)
             else:
                 self._session = kind(party, update, memory)

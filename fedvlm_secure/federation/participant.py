@@ -6,7 +6,6 @@ Everything it does is durable and repeatable: an interrupted round goes on from 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,11 @@ from fedvlm_secure.federation.rounds import (
     noisy_sums,
     policy_of,
     training_seed,
+    vector_layout,
     weight_of,
 )
 from fedvlm_secure.federation.rundir import Folder
-from fedvlm_secure.federation.safeguard import OnStep, Protected, Safeguard
+from fedvlm_secure.federation.safeguard import OnStep, Rows, Safeguard
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
@@ -38,17 +38,7 @@ from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
 from fedvlm_secure.training import Evaluation, Split, TrainSettings, evaluate, train
 
-
-@dataclass(frozen=True)
-class Rows:
-    """One hospital's own rows, encoded, and what a guesser who never looks at the pictures gets right of the test."""
-
-    train: Split
-    validation: Split
-    test: Split
-    protected: Protected | None  # None in a run whose settings keep no account
-    question_only: float
-    description: str
+_TRIES = 3
 
 
 class Participant:
@@ -58,7 +48,8 @@ class Participant:
         adapter: attached to the base model; in a simulation all hospitals take turns with one.
         base: the digest of the base model as this hospital loaded it.
         identity: the hospital's keys; those in the folder, made at first use, if None.
-        foreign: whether an update is another run's, so that this one has to train once more.
+        journal: the file of its sessions, if that serves other runs too.
+        run: the only run that this one takes part in; None is any.
     """
 
     def __init__(
@@ -70,7 +61,8 @@ class Participant:
         rows: Rows,
         settings: Settings,
         identity: Identity | None = None,
-        foreign: Callable[[Update], bool] = lambda update: False,
+        journal: Path | None = None,
+        run: bytes | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -81,7 +73,7 @@ class Participant:
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
         self._safeguard = Safeguard(name, folder, rows.protected, settings)
-        self._foreign = foreign
+        self._session_path, self.run = journal or folder.state / "session.sqlite", run
         self._next: np.ndarray | None = None  # the shared state after the sum that was read last
         self._weight = weight_of(len(rows.train), settings)
 
@@ -123,18 +115,19 @@ class Participant:
                 hospital goes by its own copy.
         """
         round_index, tries = place[0], 1
+        memory, plan = remembered(self._session_path, self.identity)
         if (pending := self._trained(round_index)) is not None:
-            memory, plan = remembered(self._session_path, self.identity)
             answered = fingerprint(pending.update) in memory.answered
-            if not answered or (plan is not None and plan.place == place):
+            going_on = plan is not None and (plan.place, plan.run) == (place, self.run or plan.run)
+            if not answered or going_on:
                 return
             tries = pending.tries + 1
-        while True:
-            pending = self._train(round_index, tries, given, on_step)
-            if not self._foreign(pending.update):
-                break
-            tries += 1
-        pending.save(self._pending_path, self.identity)
+        for again in range(tries, tries + _TRIES):
+            pending = self._train(round_index, again, given, on_step)
+            if fingerprint(pending.update) not in memory.answered:  # as in another run that trained alike
+                pending.save(self._pending_path, self.identity)
+                return
+        raise MisuseError(f"{self.name}: training ends with an update that was sent before, however often it is tried")
 
     def _train(self, round_index: int, tries: int, given: np.ndarray | None, on_step: OnStep | None) -> Pending:
         """Train for the round, the ``tries``-th time."""
@@ -203,7 +196,7 @@ class Participant:
         pending = self._pending(place[0])
         shared = self._shared(self._standing(place[0] - 1), given)
         party = self._party(place, roster, shared)
-        if pending.round <= self._settings.rounds:  # the closing round's counts come from no training
+        if self._trains(pending.round):  # the closing round's counts come from no training
             self._safeguard.leaves((pending.round, pending.tries), fingerprint(pending.update))
         spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
         if spent is not None:
@@ -275,10 +268,6 @@ class Participant:
     def _pending_path(self) -> Path:
         return self._folder.state / "pending.safetensors"
 
-    @property
-    def _session_path(self) -> Path:
-        return self._folder.state / "session.sqlite"
-
     def _party(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> Party:
         """This hospital as it enters the attempt (round, attempt), which starts from ``shared``."""
         members = open_roster(roster, pinned=self._pin_path.read_bytes())
@@ -290,7 +279,13 @@ class Participant:
             return self.lineage(place[0], self._next).hash
 
         policy = self._policy(members, len(shared))
-        return Party(self.name, self.identity, members, policy, model.hash, following, place)
+        layout = vector_layout(self._adapter.layout(place[0]).size if self._trains(place[0]) else 0, self._settings)
+        return Party(
+            self.name, self.identity, members, policy, model.hash, following, place, run=self.run, layout=layout
+        )
+
+    def _trains(self, round_index: int) -> bool:
+        return round_index <= self._settings.rounds
 
     def _policy(self, roster: Roster, size: int) -> Policy:
         noised = self._settings.privacy.mode == "client" and size > 0

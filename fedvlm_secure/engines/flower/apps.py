@@ -10,9 +10,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedvlm_secure.engines.flower.client import respond
 from fedvlm_secure.engines.flower.node import Node, Prepared
-from fedvlm_secure.engines.flower.wire import Header, without
+from fedvlm_secure.engines.flower.wire import without
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.secagg.plan import Plan
 
 _OURS = ("folder", "arrival-seconds", "training-seconds", "reply-seconds")
 
@@ -50,17 +51,17 @@ def client_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         content = without(message.content)
 
-        def prepare(node: Node, header: Header) -> Prepared:
+        def prepare(node: Node, plan: Plan) -> Prepared:
             from fedvlm_secure.engines.flower import hospital  # model and rows, for this message only
-            from fedvlm_secure.engines.flower.job import Job
+            from fedvlm_secure.engines.flower.job import Start
 
-            return hospital.prepare(node, header, Job.take(content))
+            return hospital.prepare(node, plan, Start.take(content))
 
-        def finish(node: Node, header: Header) -> None:
+        def finish(node: Node, signature: bytes) -> None:
             from fedvlm_secure.engines.flower import hospital
-            from fedvlm_secure.engines.flower.job import Job
+            from fedvlm_secure.engines.flower.job import Start
 
-            hospital.finish(node, Job.take(content), header.text)
+            hospital.finish(node, Start.take(content), signature)
 
         return respond(message, context, prepare, finish)
 

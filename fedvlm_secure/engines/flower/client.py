@@ -2,65 +2,98 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.engines.flower import vectors
 from fedvlm_secure.engines.flower.link import CHALLENGE_BYTES, HELLO_PURPOSE
 from fedvlm_secure.engines.flower.node import Node, Prepared, policy_text
 from fedvlm_secure.engines.flower.wire import FINISH, HELLO, REFUSAL, ROUND, Header, put, take, without
-from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
+from fedvlm_secure.errors import MisuseError, ProtocolError, VerificationError, one_line
 from fedvlm_secure.primitives.kdf import digest
-from fedvlm_secure.secagg.client import Ready
-from fedvlm_secure.secagg.envelope import NETWORK
-from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.envelope import NETWORK, claimed_plan
+from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.session import SERVER
 
 T = TypeVar("T")
-
 EXAMPLES = "num-examples"
 
 log = logging.getLogger("flwr.secagg")
 
+Prepare = Callable[[Node, Plan], Prepared]
 
-def secure_aggregation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """A Flower mod: what the app replies is summed under encryption or masks, and nothing of it leaves otherwise.
 
-    Use it on the whole app, ``ClientApp(mods=[secure_aggregation])``, with a server that aggregates through
+def secure_aggregation(
+    metrics: Mapping[str, float] | None = None,
+    weight_max: int = 4096,
+    rows_per_weight: int = 1,
+    value_bits: int = 20,
+) -> Mod:
+    """A Flower mod: what the app replies is summed under masks, and nothing of it leaves otherwise.
+
+    Use it on the whole app, ``ClientApp(mods=[secure_aggregation()])``, with a server that aggregates through
     :class:`~fedvlm_secure.engines.flower.SecureStrategy` or ``SecureAggregator``. The app stays as it is: asked to
     train, it replies with one ArrayRecord (the arrays it was sent, after training) and a MetricRecord that holds
     ``num-examples``. A message that asks for a reply in the clear is refused.
+
+    What is summed is the node's own choice, so both sides name it and a server that asks for anything else is refused.
+
+    Args:
+        metrics: largest value of each metric that is averaged beside the arrays, by name; others stay here.
+        weight_max: the largest weight; more examples count as that.
+        rows_per_weight: examples for each unit of weight.
+        value_bits: as in ``[aggregation]``.
     """
+    terms = _Terms(vectors.bounds_of(metrics or {}), weight_max, rows_per_weight, value_bits)
 
-    def prepare(node: Node, header: Header) -> Prepared:
-        return _prepared(node, header, message, lambda asked: call_next(asked, context))
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        def prepare(node: Node, plan: Plan) -> Prepared:
+            return _prepared(node, plan, terms, message, lambda asked: call_next(asked, context))
 
-    return respond(message, context, prepare)
+        return respond(message, context, prepare)
+
+    return mod
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a node has agreed to sum."""
+
+    bounds: vectors.Bounds
+    weight_max: int
+    rows_per_weight: int
+    value_bits: int
+
+    def layout(self, size: int) -> VectorLayout:
+        return vectors.layout(size, self.bounds, self.value_bits, self.weight_max)
 
 
 def respond(
     message: Message,
     context: Context,
-    prepare: Callable[[Node, Header], Prepared],
-    finish: Callable[[Node, Header], None] | None = None,
+    prepare: Prepare,
+    finish: Callable[[Node, bytes], None] | None = None,
 ) -> Message:
     """Answer one message of the server's.
 
     Args:
-        prepare: gives the update for the attempt that begins.
-        finish: what the end of a run asks for.
+        prepare: gives the update for an attempt that begins, whose plan is verified but for the model.
+        finish: what the end of a run asks for, from the server's signature.
     """
     try:
         return Message(_answer(message, context, prepare, finish), reply_to=message)
     except ProtocolError as fault:
         log.warning("refused: %s", one_line(fault))
-        return _refusal(message, one_line(fault))
+        # What is wrong with this hospital's own roster, in words that name its files, is not for the server either.
+        own = isinstance(fault, VerificationError)
+        return _refusal(message, f"the roster here violates {fault.clause}" if own else one_line(fault))
     except MisuseError as mistake:
         # Its text may speak of this hospital's own numbers: it is for the owner's log, not for the server.
         log.error("%s", one_line(mistake))
@@ -76,62 +109,72 @@ def _refusal(message: Message, reason: str) -> Message:
 def _answer(
     message: Message,
     context: Context,
-    prepare: Callable[[Node, Header], Prepared],
-    finish: Callable[[Node, Header], None] | None,
+    prepare: Prepare,
+    finish: Callable[[Node, bytes], None] | None,
 ) -> RecordDict:
     taken = take(message.content)
     if taken is None:
         raise _fault("transport", "asks for a reply in the clear, which would show this hospital's update or metrics")
     header, body = taken
-    node = Node.of(context.node_config, header.run)
+    node = Node.of(context.node_config)
     with node.locked():
         if header.kind == HELLO and len(body) == CHALLENGE_BYTES:
             return put(Header(HELLO, text=node.name), node.identity.sign(HELLO_PURPOSE, body))
         if header.kind == FINISH and finish is not None:
-            finish(node, header)
+            finish(node, body)
             return put(Header(FINISH))
         if header.kind != ROUND:
             raise _fault("transport", f"sends a message of kind {header.kind[:40]!r}, which is not known")
-        return put(Header(ROUND, place=header.place), _reply(node, header, body, prepare))
+        return put(Header(ROUND), _reply(node, header, body, prepare))
 
 
-def _reply(node: Node, header: Header, body: bytes, prepare: Callable[[Node, Header], Prepared]) -> bytes:
-    """The session's answer. Only an attempt that begins prepares anything; later phases load neither model nor rows."""
+def _reply(node: Node, header: Header, body: bytes, prepare: Prepare) -> bytes:
+    """The session's answer. Only an attempt that begins prepares anything; later phases load neither model nor rows.
+
+    Before anything is prepared, the plan is known to be the server's, and acceptable.
+    """
     prepared = node.prepared()
-    if prepared is None or (prepared.protocol, prepared.place) != (header.protocol, header.place):
-        if header.phase not in {step.phase for step in lookup(header.protocol).client.steps[Ready]}:
-            raise _fault(header.phase, "asks about an attempt that this node has not begun", header.place, "P-2.7")
-        prepared = prepare(node, header)
+    if prepared is None or prepared.plan != claimed_plan(body):
+        plan = node.proposed(header.protocol, body)
+        prepared = prepare(node, plan)
         node.prepare(prepared)
     with closing(node.session(prepared)) as session:
         return session.reply(body)
 
 
-def _prepared(node: Node, header: Header, message: Message, app: Callable[[Message], Message]) -> Prepared:
+def _prepared(node: Node, plan: Plan, terms: _Terms, message: Message, app: Callable[[Message], Message]) -> Prepared:
     """The update for this attempt: trained now, or before and not sent yet."""
-    content, policy = without(message.content), policy_text(node.policy)
-    asked, waiting = _digest(content, header, message.metadata.message_type), node.prepared()
-    if waiting is not None and waiting.asked == asked and not node.is_spent(waiting.update):
-        return replace(waiting, protocol=header.protocol, place=header.place, policy=policy)
+    content, trains = without(message.content), message.metadata.message_type.split(".")[0] == MessageType.TRAIN
     arrays = _only(ArrayRecord, content)
     model, before = vectors.model_digest(arrays), vectors.flatten(arrays)
+    layout = terms.layout(before.size if trains else 0)
+    # Before this node's own numbers are looked at: a refusal must not depend on them.
+    if (plan.layout, plan.model) != (layout, model):
+        raise _fault("transport", "proposes to sum something else than this node has agreed to", plan.place, "P-2.5")
+    asked, waiting = _digest(content, message.metadata.message_type), node.prepared()
+    begun = Prepared(
+        plan.protocol, plan.run, plan.hash, plan.place, asked, model, b"", {}, layout, policy_text(node.policy)
+    )
+    if (
+        waiting is not None
+        and (waiting.asked, waiting.layout) == (asked, layout)
+        and not node.has_answered(waiting.update)
+    ):
+        return replace(begun, values=waiting.values, counters=waiting.counters)
     message.content = content
     reply = app(message)
     if reply.has_error():
         raise MisuseError(f"the app failed: {reply.error.reason}")
-    values, counters = _contribution(reply.content, before, header, trains=_is_training(message))
-    packed = values.astype("<f4").tobytes()
-    return Prepared(header.protocol, header.place, asked, model, packed, counters, policy)
+    values, counters = _contribution(reply.content, before if trains else None, terms)
+    return replace(begun, values=values.astype("<f4").tobytes(), counters=counters)
 
 
-def _contribution(
-    content: RecordDict, before: np.ndarray, header: Header, *, trains: bool
-) -> tuple[np.ndarray, dict[str, int]]:
+def _contribution(content: RecordDict, before: np.ndarray | None, terms: _Terms) -> tuple[np.ndarray, dict[str, int]]:
     """What the app's reply adds to the sum."""
     metrics = _only(MetricRecord, content)
-    weight = vectors.weight_of(metrics.get(EXAMPLES), header.rows_per_weight, header.weight_max)
-    counters = vectors.counters(metrics, weight, header.metrics)
-    if not trains:
+    weight = vectors.weight_of(metrics.get(EXAMPLES), terms.rows_per_weight, terms.weight_max)
+    counters = vectors.counters(metrics, weight, terms.bounds)
+    if before is None:
         return np.zeros(0, np.float32), counters
     after = vectors.flatten(_only(ArrayRecord, content))
     if after.shape != before.shape:
@@ -148,13 +191,9 @@ def _only(kind: type[T], content: RecordDict) -> T:
     return found[0]
 
 
-def _is_training(message: Message) -> bool:
-    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-
-
-def _digest(content: RecordDict, header: Header, kind: str) -> bytes:
+def _digest(content: RecordDict, kind: str) -> bytes:
     """What the app is asked: the same question again needs no new training."""
-    items = [kind.encode(), str((sorted(header.metrics.items()), header.weight_max, header.rows_per_weight)).encode()]
+    items = [kind.encode()]
     for key, record in sorted(content.items()):
         if isinstance(record, ArrayRecord):
             items.append(vectors.model_digest(record))

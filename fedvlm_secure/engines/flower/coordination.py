@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 
 from fedvlm_secure.adapters import Adapter
 from fedvlm_secure.engines.assembly import attached
-from fedvlm_secure.engines.flower.job import Job
+from fedvlm_secure.engines.flower.hospital import FINISH_PURPOSE, finished
+from fedvlm_secure.engines.flower.job import Start
 from fedvlm_secure.engines.flower.link import Link
 from fedvlm_secure.engines.flower.node import KEY, ROSTER, load_identity
 from fedvlm_secure.engines.flower.wire import FINISH, ROUND, Header
@@ -82,7 +83,7 @@ class _Server:
         self._protocol = lookup(settings.aggregation.protocol)
         self._link, self._members = Link(grid, roster), len(roster.members)
         loaded, self._adapter = attached(settings)
-        self._base, self._model = loaded.digest, loaded.name
+        self._base = loaded.digest
         self.coordinator = Coordinator(place.coordinator, settings, roster, identity)
         common = self._adapter.common_layout()
         self.coordinator.begin(common, common.flatten(self._adapter.initial_state()))
@@ -95,11 +96,11 @@ class _Server:
         seconds: dict[str, float] = {}
         with closing(coordinator.open(agreed, shared, kind)) as session:
             nodes = {name: node for node, name in self._arrived(session.plan.min_survivors).items()}
-            jobs = {node: self._job(kind, name, shared).put() for name, node in nodes.items()}
-            header = Header(ROUND, coordinator.run.hex(), self._settings.aggregation.protocol, place=coordinator.place)
+            starts = {node: self._start(name, shared).put() for name, node in nodes.items()}
+            header = Header(ROUND, self._settings.aggregation.protocol, place=coordinator.place)
             try:
                 seconds = self._link.attempt(
-                    session, header, nodes, jobs, MessageType.TRAIN, self._deadlines.of_a_round
+                    session, header, nodes, starts, MessageType.TRAIN, self._deadlines.of_a_round
                 )
                 total = session.aggregate()
             except PolicyRefusalError:
@@ -115,9 +116,15 @@ class _Server:
         """Let everybody take over the last round's result and export its adapter; sum the run up."""
         agreed = self._agreed(self._settings.rounds)
         shared = self.coordinator.shared(agreed.common)
-        header = Header(FINISH, self.coordinator.run.hex(), text=self._model)
-        jobs = {node: self._job(FINISH, name, shared).put() for node, name in self._link.hospitals().items()}
-        answered = self._link.ask(header, jobs, self._deadlines.training)
+        starts = {node: self._start(name, shared) for node, name in self._link.hospitals().items()}
+        if shared is not None:
+            model = agreed.lineage(shared).hash
+        else:
+            model = next((start.last.model for start in starts.values() if start.last is not None), b"")
+        said = finished(self.coordinator.run, self._settings.rounds, model)
+        signature = self.coordinator.identity.sign(FINISH_PURPOSE, said)
+        contents = {node: start.put() for node, start in starts.items()}
+        answered = self._link.ask(Header(FINISH), signature, contents, self._deadlines.training)
         log.info("%d of %d hospitals have taken over the result", len(answered), self._members)
         return self.coordinator.finish(agreed.common.size, versions())
 
@@ -130,13 +137,12 @@ class _Server:
             time.sleep(1.0)
         return present
 
-    def _job(self, kind: str, name: str, shared: np.ndarray | None) -> Job:
-        settings, before = self._settings.to_toml(), self.coordinator.round - 1
+    def _start(self, name: str, shared: np.ndarray | None) -> Start:
         if shared is not None:
-            return Job(settings, kind, before, shared)
+            return Start(shared)
         last = self.coordinator.result(self._adapter.common_layout(), name)
         assert isinstance(last, SealedResult)  # since the server has no shared state
-        return Job(settings, kind, before, None, last)
+        return Start(None, last)
 
     def _agreed(self, round_index: int) -> Agreed:
         adapter: Adapter = self._adapter

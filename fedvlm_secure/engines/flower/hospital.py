@@ -1,6 +1,8 @@
-"""A hospital of a VLM run, for the one message a round in which it trains: model, rows and adapter are loaded here."""
+"""A hospital of a VLM run, for the one message a round in which it trains: model, rows and adapter are loaded here.
 
-import tomllib
+The run's settings are the hospital's own file, handed out as the roster is, and nothing that the server sends.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -8,76 +10,122 @@ import torch
 
 from fedvlm_secure import data
 from fedvlm_secure.engines.assembly import attached, encoded_splits, rows_of, sites_in
-from fedvlm_secure.engines.flower.job import Job
+from fedvlm_secure.engines.flower.job import Start
 from fedvlm_secure.engines.flower.node import ROSTER, Node, Prepared, policy_text
-from fedvlm_secure.engines.flower.wire import Header
 from fedvlm_secure.engines.observer import Observer
-from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.coordinator import TRAINING
+from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.participant import Participant
 from fedvlm_secure.federation.rounds import Result
+from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.kdf import digest
+from fedvlm_secure.primitives.signing import SignatureError, verify
+from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
+from fedvlm_secure.secagg.session import SERVER
 
-OWN = "hospital.toml"
-"""A hospital's own settings: what of a run is its own affair."""
+RUN = "settings.toml"
+"""The settings of the run that the hospital has agreed to take part in."""
 
-_OWN_TABLES = ("model", "data", "sites", "rows", "policy", "device", "threads")
-_OWN_PRIVACY = ("epsilon-limit", "ledger")
+FINISH_PURPOSE = "flower-finish"
 
 
-def prepare(node: Node, header: Header, job: Job) -> Prepared:
-    """Take over what the last rounds have brought, train, and have the update ready.
+def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
+    """Take over what the last round has brought, train, and have the update ready.
+
+    Args:
+        plan: verified but for the model.
 
     Raises:
-        MisuseError: the hospital's settings, rows or model do not fit the run's.
+        MisuseError: the hospital's settings, rows or model do not fit together.
         PrivacyBudgetExhaustedError: the hospital's ledger does not allow it.
-        ProtocolError: a sum that the server relays breaks a rule.
+        ProtocolError: what the server has sent does not lead to the plan's model, or a sum breaks a rule.
     """
-    round_index, attempt = header.place[0], header.place[1]
-    hospital = _Hospital(node, job)
-    hospital.catch_up(round_index - 1)
-    if job.kind == TRAINING:
-        hospital.participant.prepare((round_index, attempt), job.shared)
+    hospital = _Hospital(node)
+    hospital.bind(plan)
+    hospital.take_over(plan, start)
+    participant, place = hospital.participant, plan.place
+    if plan.round <= hospital.settings.rounds:
+        participant.prepare(place, start.shared)
+    elif plan.round == hospital.settings.rounds + 1 and hospital.settings.privacy.mode == "none":
+        participant.prepare_evaluation(plan.round, start.shared)
     else:
-        hospital.participant.prepare_evaluation(round_index, job.shared)
-    party, update = hospital.participant.admit((round_index, attempt), hospital.roster, job.shared)
+        raise _fault("P-2.7", "proposes a round beyond those that were agreed", plan)
+    party, update = participant.admit(place, hospital.roster, start.shared)
+    assert party.layout is not None  # a participant knows what it sums
     return Prepared(
-        protocol=hospital.settings.aggregation.protocol,
-        place=(round_index, attempt),
-        asked=digest("flower-job", party.model),
+        protocol=plan.protocol,
+        run=plan.run,
+        plan=plan.hash,
+        place=place,
+        asked=digest("flower-round", party.model),
         model=party.model,
         values=update.values.astype("<f4").tobytes(),
         counters=dict(update.counters),
+        layout=party.layout,
         policy=policy_text(party.policy),
-        lineage=hospital.participant.starts(round_index, job.shared) if hospital.reads_sums else None,
+        lineage=participant.starts(plan.round, start.shared) if hospital.reads_sums else None,
     )
 
 
-def finish(node: Node, job: Job, model: str) -> None:
-    """Take over the last round's result, look how it does here, and export the adapter."""
-    hospital = _Hospital(node, job)
-    rounds = hospital.settings.rounds
-    hospital.catch_up(rounds)
+def finish(node: Node, start: Start, signature: bytes) -> None:
+    """Take over the last round's result, see how it does here, and export the adapter.
+
+    Raises:
+        ProtocolError: the server has not signed this end of the run.
+    """
+    hospital = _Hospital(node)
+    rounds, participant = hospital.settings.rounds, hospital.participant
+    run = bound_run(node)
+    if run is None:
+        raise MisuseError("the run that ends has not begun here")
+    model = start.last.model if start.last is not None else participant.lineage(rounds + 1, _shared(start)).hash
+    try:
+        verify(node.roster.server, FINISH_PURPOSE, finished(run, rounds, model), signature)
+    except SignatureError:
+        raise ProtocolError(
+            "P-1.1", party=SERVER, phase="finish", detail="has not signed this end of the run"
+        ) from None
+    participant.adopt(rounds, hospital.roster, lambda: hospital.result(start))
     if hospital.settings.privacy.mode != "none":
-        hospital.participant.evaluate_test(rounds, job.shared)
-    hospital.participant.finish(rounds, job.shared, model)
+        participant.evaluate_test(rounds, start.shared)
+    participant.finish(rounds, start.shared, hospital.model)
+
+
+def finished(run: bytes, rounds: int, model: bytes) -> bytes:
+    """What the server signs at the end of a run."""
+    return digest(FINISH_PURPOSE, run, rounds, model)
+
+
+def bound_run(node: Node) -> bytes | None:
+    """The server's name of the run that the hospital takes part in; None before its first plan."""
+    path = _folder(node, settings_of(node)).state / "run.pin"
+    return path.read_bytes() if path.exists() else None
 
 
 class _Hospital:
     """The hospital as it is for one message."""
 
-    def __init__(self, node: Node, job: Job) -> None:
-        self.job, self.roster = job, (node.folder / ROSTER).read_bytes()
-        self.settings = own_settings(job.settings, node)
+    def __init__(self, node: Node) -> None:
+        self.settings, self.roster = settings_of(node), (node.folder / ROSTER).read_bytes()
+        self._pin = _folder(node, self.settings).state / "run.pin"
         torch.set_num_threads(self.settings.threads)
         loaded, adapter = attached(self.settings)
+        self.model = loaded.name
         ((name, splits),) = sites_in(self.settings, Observer()).items()
         encoded = encoded_splits(loaded, adapter, self.settings, name, splits, {})
         rows = rows_of(splits, encoded, self.settings, data.description(self.settings.data, name))
         self.participant = Participant(
-            node.name, node.work, adapter, loaded.digest, rows, self.settings, node.identity, node.is_foreign
+            node.name,
+            _folder(node, self.settings),
+            adapter,
+            loaded.digest,
+            rows,
+            self.settings,
+            node.identity,
+            node.journal,
+            bound_run(node),
         )
         self.participant.enrol()
         self.participant.pin(self.roster)
@@ -87,56 +135,73 @@ class _Hospital:
         """Whether hospitals read sums, and the server does not."""
         return lookup(self.settings.aggregation.protocol).relay is not None
 
-    def catch_up(self, round_index: int) -> None:
-        """Take over what round ``round_index`` has brought, and what this hospital missed before, if it was silent."""
-        if round_index:
-            self.participant.adopt(round_index, self.roster, self._result)
+    def bind(self, plan: Plan) -> None:
+        """Take part in this run of the server's and, under these settings, in no other.
 
-    def _result(self) -> Result:
-        result = self.job.last if self.reads_sums else self.job.shared
-        if result is None:
-            raise MisuseError("the server has not sent what the last round has brought")
-        return result
+        Raises:
+            ProtocolError: it is another run, or not what was agreed.
+        """
+        if plan.protocol != self.settings.aggregation.protocol:
+            raise _fault("P-2.6", f"protocol {plan.protocol!r} is not the one that was agreed", plan)
+        if not self._pin.exists():
+            write(self._pin, plan.run, PRIVATE)
+        elif self._pin.read_bytes() != plan.run:
+            raise _fault("P-2.7", "is of another run than the one this hospital has agreed to", plan)
+        self.participant.run = plan.run
+
+    def take_over(self, plan: Plan, start: Start) -> None:
+        """Adopt what the last round has brought, if the plan goes on from that.
+
+        Raises:
+            ProtocolError: it does not, or this hospital has loaded another model.
+        """
+        if start.shared is not None and self.participant.lineage(plan.round, start.shared).hash != plan.model:
+            raise _fault("P-2.3", "names a model that is not the one this client has loaded", plan)
+        if plan.round > 1:
+            self.participant.adopt(plan.round - 1, self.roster, lambda: self.result(start))
+
+    def result(self, start: Start) -> Result:
+        """What the last round has brought."""
+        if not self.reads_sums:
+            return _shared(start)
+        if start.last is None:
+            raise MisuseError("the server has not sent the last round's sum")
+        return start.last
 
 
-def own_settings(run: str, node: Node) -> Settings:
-    """The run's settings, with what is the hospital's own affair from its own file.
+def settings_of(node: Node) -> Settings:
+    """The run's settings in the hospital's folder, with what is its own affair from :data:`OWN`.
 
     Raises:
-        MisuseError: the hospital's file holds something that is not its affair, or the settings do not fit together.
+        MisuseError: there are none, or they do not fit together.
     """
-    tables: dict[str, Any] = tomllib.loads(run)
-    path = node.folder / OWN
-    try:
-        own: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise MisuseError(f"{path} cannot be used: {error}") from None
-    privacy = own.pop("privacy", {})
-    strange = [key for key in own if key not in _OWN_TABLES] + [key for key in privacy if key not in _OWN_PRIVACY]
-    if strange:
-        raise MisuseError(f"{path}: {strange[0]!r} is the run's affair; a hospital sets {', '.join(_OWN_TABLES)}")
-    named = str(tables.get("model", "embedded"))
-    for key in _OWN_TABLES:
-        tables.pop(key, None)
-    privacy = {"ledger": str(node.folder / "ledger"), **privacy}
-    tables["privacy"] = {k: v for k, v in tables.get("privacy", {}).items() if k not in _OWN_PRIVACY} | privacy
-    # What the run proposes is not thereby accepted: a protocol other than the default has to be in the hospital's file.
-    own["policy"] = {"protocols": ["pairwise"], **own.get("policy", {})}
-    if "model" not in own:
-        own["model"] = _named(named)
-    own |= {} if "sites" in own else _data(own.get("data", "hospitals"), node.name)
-    return Settings.from_tables(tables | own)
+    path = node.folder / RUN
+    if not path.exists():
+        raise MisuseError(f"{node.folder} holds no {RUN}: the settings of the run that this hospital has agreed to")
+    # Without a word of the hospital's own, what a run proposes is not thereby accepted.
+    policy = {"protocols": ["pairwise"], **node.own.get("policy", {})}
+    tables: dict[str, Any] = Settings.from_toml(path).model_dump(by_alias=True, exclude_none=True, mode="json")
+    privacy = {"ledger": str(node.folder / "ledger"), **tables["privacy"], **node.own.get("privacy", {})}
+    own = node.own if "sites" in node.own else node.own | _rows(node.own.get("data", "hospitals"), node.name)
+    return Settings.from_tables({**tables, **own, "policy": policy, "privacy": privacy})
 
 
-def _named(model: str) -> str:
-    """The model that the run names: the embedded one or a hub id, not a place on this hospital's disk."""
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists():
-        raise MisuseError(f"the run names the model by a path, {model!r}; write where it is here into {OWN}: model = …")
-    return model
-
-
-def _data(place: Any, name: str) -> dict[str, Any]:
+def _rows(place: Any, name: str) -> dict[str, Any]:
     """One hospital's rows: its part of a simulated data set, or its own."""
     if isinstance(place, str) and data.level_of(place) is None:
         return {"data": {name: str(Path(place).expanduser())}, "sites": []}
     return {"data": place, "sites": [name]}
+
+
+def _folder(node: Node, settings: Settings) -> Folder:
+    return Folder(node.folder / "runs" / settings.name)
+
+
+def _shared(start: Start) -> Any:
+    if start.shared is None:
+        raise MisuseError("the server has sent no shared state to start from")
+    return start.shared
+
+
+def _fault(clause: str, detail: str, plan: Plan) -> ProtocolError:
+    return ProtocolError(clause, party=SERVER, phase="plan", detail=detail, round=plan.place)

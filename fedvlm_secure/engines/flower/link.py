@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -21,8 +22,15 @@ HELLO_PURPOSE = "flower-node"
 CHALLENGE_BYTES = 32
 
 _POLL = 0.2  # seconds between two looks for replies
-_AGAIN = 30.0  # seconds until a node that has not shown a key is asked again
-_HELLO_SECONDS = 60.0
+_HELLO_SECONDS = 30.0
+_AGAIN, _LONGEST = (
+    30.0,
+    3600.0,
+)  # seconds until a node that has not shown a key is greeted again, twice as long each time
+_SLACK = 60.0  # seconds that a message lives on after its deadline, which runs from when the last one is sent
+
+
+Who = TypeVar("Who")
 
 
 class Link:
@@ -34,21 +42,23 @@ class Link:
     def __init__(self, grid: Grid, roster: Roster) -> None:
         self._grid, self._roster = grid, roster
         self._names: dict[int, ClientId] = {}
-        self._again: dict[int, float] = {}
+        self._again: dict[int, tuple[float, float]] = {}  # when a silent node is greeted next, and after how long then
 
     def hospitals(self) -> dict[int, ClientId]:
         """The connected nodes that have shown a key on the roster, by node id."""
         present, now = set(self._grid.get_node_ids()), time.monotonic()
-        unknown = sorted(node for node in present - self._names.keys() if now >= self._again.get(node, now))
+        unknown = sorted(node for node in present - self._names.keys() if now >= self._again.get(node, (0, 0))[0])
         challenges = {node: entropy.random_bytes(CHALLENGE_BYTES) for node in unknown}
         # Of the type that every app answers: one without a function for queries would not see the mod.
-        asked = [
-            Message(put(Header(HELLO), challenges[node]), node, MessageType.TRAIN, ttl=_HELLO_SECONDS)
+        asked = (
+            (node, Message(put(Header(HELLO), challenges[node]), node, MessageType.TRAIN, ttl=_HELLO_SECONDS + _SLACK))
             for node in unknown
-        ]
-        for reply in self._replies(asked, _HELLO_SECONDS):
-            self._meet(reply, challenges)
-        self._again |= dict.fromkeys(unknown, now + _AGAIN)
+        )
+        for node, reply in self._replies(asked, _HELLO_SECONDS):
+            self._meet(node, reply, challenges[node])
+        for node in present & set(unknown) - self._names.keys():
+            pause = min(2 * self._again.get(node, (0.0, _AGAIN / 2))[1], _LONGEST)
+            self._again[node] = (time.monotonic() + pause, pause)
         return {node: name for node, name in self._names.items() if node in present}
 
     def attempt(
@@ -71,7 +81,7 @@ class Link:
         Raises:
             ProtocolError: too few hospitals remain.
         """
-        seconds, fresh = dict[str, float](), dict(contents)
+        seconds, fresh = dict[str, float](), {node: contents[node] for node in nodes.values() if node in contents}
         while not session.done:
             phase, began = session.phase, time.monotonic()
             self._phase(session, replace(header, kind=ROUND, phase=phase), nodes, fresh, message_type, deadlines)
@@ -92,16 +102,14 @@ class Link:
         began, owing = time.monotonic(), set[ClientId]()
         deadline = deadlines[0] if fresh else deadlines[1]
 
-        def requests() -> Iterator[Message]:
+        def requests() -> Iterator[tuple[ClientId, Message]]:
             for name, request in session.requests():
                 owing.add(name)
                 if name in nodes:
                     content = put(header, request, fresh.pop(nodes[name], None))
-                    yield Message(content, nodes[name], message_type, ttl=deadline)
+                    yield name, Message(content, nodes[name], message_type, ttl=deadline + _SLACK)
 
-        names = {node: name for name, node in nodes.items()}
-        for reply in self._replies(requests(), deadline):
-            name = names[reply.metadata.src_node_id]
+        for name, reply in self._replies(requests(), deadline):
             if (answer := _answer(reply, name, header.phase)) is None:
                 continue
             try:
@@ -112,43 +120,56 @@ class Link:
         silent = f", silent: {', '.join(sorted(owing))}" if owing else ""
         log.info("round %d.%d %s: %.1f s%s", *header.place, header.phase, time.monotonic() - began, silent)
 
-    def ask(self, header: Header, contents: Mapping[int, RecordDict], deadline: float) -> dict[int, Header]:
-        """Send everybody something outside a round; return who answered it, and how."""
-        asked = [
-            Message(put(header, content=content), node, MessageType.TRAIN, ttl=deadline)
+    def ask(self, header: Header, body: bytes, contents: Mapping[int, RecordDict], deadline: float) -> set[int]:
+        """Send everybody something outside a round; return the nodes that have done it."""
+        asked = (
+            (node, Message(put(header, body, content), node, MessageType.TRAIN, ttl=deadline + _SLACK))
             for node, content in contents.items()
-        ]
-        answered = {}
-        for reply in self._replies(asked, deadline):
-            node = reply.metadata.src_node_id
-            if (answer := _answer(reply, self._names.get(node, f"node {node}"), header.kind)) is not None:
-                answered[node] = answer[0]
-        return answered
+        )
+        return {
+            node
+            for node, reply in self._replies(asked, deadline)
+            if _answer(reply, self._names.get(node, f"node {node}"), header.kind) is not None
+        }
 
-    def _meet(self, reply: Message, challenges: Mapping[int, bytes]) -> None:
-        node = reply.metadata.src_node_id
+    def _meet(self, node: int, reply: Message, challenge: bytes) -> None:
         if (answer := _answer(reply, f"node {node}", HELLO)) is None:
             return
         header, signature = answer
         try:
-            verify(self._roster.keys().get(header.text, b""), HELLO_PURPOSE, challenges[node], signature)
+            verify(self._roster.keys().get(header.text, b""), HELLO_PURPOSE, challenge, signature)
         except SignatureError:
             log.warning("node %d calls itself %r and cannot show that key: it is left out", node, header.text[:64])
             return
         self._names = {other: name for other, name in self._names.items() if name != header.text} | {node: header.text}
         log.info("node %d is %s", node, header.text)
 
-    def _replies(self, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
-        """Send, one message in memory at a time, and give the replies as they come until the deadline."""
-        waiting = {identifier for message in messages for identifier in self._grid.push_messages([message])}
+    def _replies(self, messages: Iterable[tuple[Who, Message]], timeout: float) -> Iterator[tuple[Who, Message]]:
+        """Send, one message in memory at a time, and give the replies as they come until the deadline.
+
+        Whose reply it is, the message that it answers says: Flower answers for a node that is gone, in its own name.
+        """
+        waiting = {}
+        for who, message in messages:
+            for identifier in self._grid.push_messages([message]):
+                if identifier:  # None for a node that has just gone
+                    waiting[identifier] = who
         ends = time.monotonic() + timeout
-        while waiting and time.monotonic() < ends:
-            came = list(self._grid.pull_messages(waiting))
-            for reply in came:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if not came:
-                time.sleep(_POLL)
+        while waiting:
+            for identifier in list(waiting):
+                for reply in self._pulled(identifier, waiting[identifier]):
+                    yield waiting.pop(identifier), reply
+            if not waiting or time.monotonic() >= ends:
+                return
+            time.sleep(_POLL)
+
+    def _pulled(self, identifier: str, who: object) -> list[Message]:
+        """One message's reply, if it is there; what Flower cannot put together again counts as silence."""
+        try:
+            return list(self._grid.pull_messages([identifier]))[:1]
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s: a reply that cannot be read: %s", who, one_line(error)[:300])
+            return []
 
 
 def _answer(reply: Message, name: str, phase: str) -> tuple[Header, bytes] | None:

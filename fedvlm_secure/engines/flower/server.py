@@ -51,8 +51,9 @@ class SecureAggregator:
 
     Args:
         folder: the server's own: holds ``identity.key`` and ``roster.cbor``, and what a resumed server needs.
-        settings: what every plan proposes, as in ``[aggregation]``; ``pairwise`` or ``plain``.
-        metrics: largest value of each metric that is averaged beside the arrays, by name; others stay at the nodes.
+        settings: what every plan proposes, as in ``[aggregation]``; ``pairwise`` or ``plain``. Nodes refuse a plan
+            whose ``weight-max`` or ``value-bits`` are not those of their own :func:`secure_aggregation`.
+        metrics: largest value of each metric that is averaged beside the arrays, by name; the same as at the nodes.
         deadline: seconds that nodes have for each message but the first, in which they train.
 
     Raises:
@@ -161,14 +162,7 @@ class SecureAggregator:
         message_type: str,
         timeout: float,
     ) -> Aggregate:
-        header = Header(
-            ROUND,
-            protocol=self._settings.protocol,
-            place=session.plan.place,
-            metrics=dict(self._bounds),
-            weight_max=self._settings.weight_max,
-            rows_per_weight=self._settings.rows_per_weight,
-        )
+        header = Header(ROUND, self._settings.protocol, place=session.plan.place)
         self._link.attempt(session, header, nodes, contents, message_type, (timeout, self._deadline))
         total = session.aggregate()
         assert isinstance(total, RingSum)  # since the server reads the sums of this protocol

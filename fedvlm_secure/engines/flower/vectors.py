@@ -87,15 +87,14 @@ def means(sums: Mapping[str, int], bounds: Bounds) -> dict[str, float]:
 
 
 def weight_of(examples: object, rows_per_weight: int, weight_max: int) -> int:
-    """A node's weight from the number of its examples, at least 1; raises :class:`MisuseError` above ``weight_max``."""
+    """A node's weight from the number of its examples: from 1 to ``weight_max``, which more examples count as.
+
+    Raises:
+        MisuseError: it is not a positive number.
+    """
     if not isinstance(examples, int | float) or not 0 < examples < math.inf:
         raise MisuseError(f"the number of examples is {examples!r}; reply with a MetricRecord that holds it")
-    weight = max(1, round(examples / rows_per_weight))
-    if weight > weight_max:
-        raise MisuseError(
-            f"{examples} examples give a weight of {weight}, above {weight_max}; raise rows-per-weight for all nodes"
-        )
-    return weight
+    return min(max(1, round(examples / rows_per_weight)), weight_max)
 
 
 def _floats(name: str, array: Array) -> NDArray[np.floating]:

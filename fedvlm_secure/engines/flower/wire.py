@@ -4,7 +4,7 @@ Flower cuts arrays, and nothing else, into chunks below the limits of its transp
 Nothing in the header is trusted. What counts is signed and lies in the bytes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -16,7 +16,7 @@ from fedvlm_secure.secagg.envelope import NETWORK
 RECORD, BYTES = "fedvlm-secure", "fedvlm-secure.bytes"
 HELLO, ROUND, FINISH, REFUSAL = "hello", "round", "finish", "refusal"
 
-_LIMITS = Limits(max_bytes=1 << 20, max_depth=4, max_items=4096)
+_LIMITS = Limits(max_bytes=1 << 16, max_depth=4, max_items=64)
 _STYPE = "fedvlm-secure"  # not numpy's: Flower leaves the bytes alone
 
 
@@ -26,31 +26,28 @@ class Header:
 
     Attributes:
         kind: :data:`HELLO`, :data:`ROUND`, :data:`FINISH` or :data:`REFUSAL`.
-        run: in hex, of runs that keep a folder of their own at the hospital.
         protocol, phase, place: of a round; ``place`` is (round, attempt).
         text: who answers a hello, or why a request was refused.
-        metrics: largest value of each metric that the round sums, in steps of
-            1/:data:`~fedvlm_secure.engines.flower.vectors.RESOLUTION`, by name.
-        weight_max, rows_per_weight: how a number of examples becomes a weight.
     """
 
     kind: str
-    run: str = ""
     protocol: str = ""
     phase: str = ""
     place: tuple[int, ...] = (0, 0)
     text: str = ""
-    metrics: dict[str, int] = field(default_factory=dict)
-    weight_max: int = 1
-    rows_per_weight: int = 1
 
 
 def put(header: Header, body: bytes = b"", content: RecordDict | None = None) -> RecordDict:
     """Header and body as a message's content, beside what ``content`` holds."""
     whole = RecordDict() if content is None else RecordDict(dict(content))
     whole[RECORD] = ConfigRecord({"header": pack(header, _LIMITS)})
-    whole[BYTES] = ArrayRecord({"body": Array(dtype="uint8", shape=(len(body),), stype=_STYPE, data=body)})
+    whole[BYTES] = ArrayRecord({"body": raw(body)})
     return whole
+
+
+def raw(data: bytes) -> Array:
+    """Bytes as Flower carries them."""
+    return Array(dtype="uint8", shape=(len(data),), stype=_STYPE, data=data)
 
 
 def take(content: RecordDict) -> tuple[Header, bytes] | None:

@@ -1,11 +1,14 @@
+import shutil
+
 import numpy as np
 import pytest
-from flower_kit import NAMES, LocalGrid, Site, found
+from flower_kit import METRICS, NAMES, LocalGrid, Site, found
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app.error import Error
 from flwr.serverapp.strategy import FedAdam, FedAvg, Krum
 
 from fedvlm_secure.engines.flower import SecureAggregator, SecureStrategy
-from fedvlm_secure.engines.flower.wire import REFUSAL, take
+from fedvlm_secure.engines.flower.wire import REFUSAL, ROUND, Header, put, take
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.settings import AggregationTable
 
@@ -34,6 +37,7 @@ def start() -> ArrayRecord:
 
 
 def aggregate(grid, folders, kind=MessageType.TRAIN, settings=SETTINGS, deadline=0.5, **options):
+    options = {"metrics": METRICS} | options
     aggregator = SecureAggregator(grid, folders["server"], settings, deadline=deadline, **options)
     content = RecordDict({"arrays": start(), "config": ConfigRecord({"rate": 0.1})})
     return aggregator.aggregate(start(), dict.fromkeys(grid.sites, content), kind, timeout=0.5)
@@ -46,7 +50,7 @@ def expected(sites) -> np.ndarray:
 
 
 def test_the_mean_is_the_weighted_mean_and_takes_five_messages(grid, folders):
-    total = aggregate(grid, folders, metrics={"accuracy": 1.0})
+    total = aggregate(grid, folders)
     np.testing.assert_allclose(total.arrays.to_numpy_ndarrays()[0], expected(grid.sites.values()), atol=2e-5)
     assert (total.survivors, total.dropped, total.weight) == (NAMES, (), sum(WEIGHTS.values()))
     wanted = sum(site.accuracy * site.examples for site in grid.sites.values()) / total.weight
@@ -56,7 +60,7 @@ def test_the_mean_is_the_weighted_mean_and_takes_five_messages(grid, folders):
 
 
 def test_no_reply_holds_an_update_a_weight_or_a_metric(grid, folders):
-    aggregate(grid, folders, metrics={"accuracy": 1.0})
+    aggregate(grid, folders)
     for _, _, reply in grid.sent:
         assert set(reply.content) == {"fedvlm-secure", "fedvlm-secure.bytes"}
         site = grid.sites[reply.metadata.src_node_id]
@@ -80,7 +84,7 @@ def test_a_node_that_falls_silent_is_left_out_or_counted(grid, folders, phase):
 
 
 def test_evaluation_sums_metrics_only(grid, folders):
-    total = aggregate(grid, folders, MessageType.EVALUATE, metrics={"accuracy": 1.0})
+    total = aggregate(grid, folders, MessageType.EVALUATE)
     assert total.arrays == start()
     assert 0 < total.metrics["accuracy"] < 0.3
     assert [site.trained for site in grid.sites.values()] == [0] * len(NAMES)
@@ -170,20 +174,63 @@ def test_too_few_hospitals_is_a_sentence(grid, folders):
         aggregate(grid, folders)
 
 
-def test_what_the_node_says_of_its_own_numbers_stays_there(grid, folders, caplog):
+@pytest.mark.parametrize("changes", [{"weight_max": 100}, {"value_bits": 16}])
+def test_a_server_that_bounds_otherwise_is_refused_whatever_the_numbers(grid, folders, changes):
+    with pytest.raises(ProtocolError):
+        aggregate(grid, folders, settings=SETTINGS.model_copy(update=changes))
+    told = {take(reply.content)[0].text for _, _, reply in grid.sent if take(reply.content)[0].kind == REFUSAL}
+    assert len(told) == 1
+    assert "proposes to sum something else than this node has agreed to" in told.pop()
+    assert [site.trained for site in grid.sites.values()] == [0] * len(NAMES)
+
+
+def test_more_examples_than_the_largest_weight_count_as_that(grid, folders):
     grid.sites[100].examples = 98_765
-    for node in (102, 103):
-        grid.sites[node].examples = 98_765
+    assert aggregate(grid, folders).weight == 4096 + sum(WEIGHTS.values()) - WEIGHTS["clinic-a"]
+
+
+def test_what_fails_at_a_node_is_told_to_its_owner_only(grid, folders, caplog):
+    grid.sites[100].update = np.full(SIZE, np.nan, np.float32)
+    grid.sites[101].update = np.zeros(SIZE + 1, np.float32)  # numpy's complaint would quote both shapes
     with pytest.raises(ProtocolError):
         aggregate(grid, folders)
     told = [take(reply.content)[0].text for _, _, reply in grid.sent if take(reply.content)[0].kind == REFUSAL]
-    assert len(told) == 3
-    assert not any("98" in text for text in told)
-    assert "98765 examples give a weight" in caplog.text
+    assert told == ["this node cannot take part; the reason is in its own log"] * 2
+    assert "training has diverged" in caplog.text
+
+
+def test_flowers_own_answer_for_a_node_that_is_gone_is_silence(grid, folders):
+    def gone(node, asked, reply):
+        if node != 102:
+            return reply
+        error = Message(Error(code=3, reason="Message Unavailable"), reply_to=asked)
+        error.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's
+        return error if take(asked.content)[0].phase == "shares" else reply
+
+    grid.tamper = gone
+    assert aggregate(grid, folders).survivors == ("clinic-a", "clinic-b", "clinic-d")
+
+
+def test_an_update_that_was_summed_in_one_run_is_refused_in_another(grid, folders, tmp_path):
+    """The server of a second run has the same key and asks the same: the difference of the sums would be one update."""
+    aggregate(grid, folders)
+    for site in grid.sites.values():
+        site.trained = 0  # a deterministic app
+    again = tmp_path / "again"
+    shutil.copytree(folders["server"], again, ignore=shutil.ignore_patterns("state", "transcript"))
+    with pytest.raises(ProtocolError):
+        aggregate(grid, folders | {"server": again})
+
+
+def test_nothing_is_trained_for_a_request_that_the_server_has_not_signed(grid, folders):
+    forged = put(Header(ROUND, "pairwise", "keys", (1, 1)), b"\0\0\0\1x", RecordDict({"arrays": start()}))
+    (reply,) = grid.send_and_receive([Message(forged, 100, MessageType.TRAIN)])
+    assert take(reply.content)[0].kind == REFUSAL
+    assert grid.sites[100].trained == 0
 
 
 def test_a_strategy_of_flowers_over_secure_sums(grid, folders):
-    options = {"settings": SETTINGS, "metrics": {"accuracy": 1.0}, "deadline": 0.5}
+    options = {"settings": SETTINGS, "metrics": METRICS, "deadline": 0.5}
     strategy = SecureStrategy(FedAvg(min_available_nodes=4), folders["server"], **options)
     result = strategy.start(grid, start(), num_rounds=2, timeout=0.5)
     mean = expected(grid.sites.values()) - start().to_numpy_ndarrays()[0]
@@ -194,7 +241,7 @@ def test_a_strategy_of_flowers_over_secure_sums(grid, folders):
 
 def test_server_side_optimisers_work_and_robust_ones_are_refused(grid, folders):
     strategy = SecureStrategy(
-        FedAdam(min_available_nodes=4, eta=0.1), folders["server"], settings=SETTINGS, deadline=0.5
+        FedAdam(min_available_nodes=4, eta=0.1), folders["server"], settings=SETTINGS, metrics=METRICS, deadline=0.5
     )
     result = strategy.start(grid, start(), num_rounds=1, timeout=0.5)
     assert not np.allclose(result.arrays.to_numpy_ndarrays()[0], start().to_numpy_ndarrays()[0])
