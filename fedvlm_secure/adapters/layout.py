@@ -67,6 +67,15 @@ class SharedLayout:
             start = end
         return state
 
+    def places_in(self, common: "SharedLayout") -> np.ndarray:
+        """Where this layout's coordinates lie in a vector of ``common``, int32 [d]; KeyError if one is not there."""
+        starts, start = {}, 0
+        for name, shape in common.entries:
+            starts[name] = start
+            start += math.prod(shape)
+        each = [np.arange(starts[name], starts[name] + math.prod(shape)) for name, shape in self.entries]
+        return np.concatenate(each).astype(np.int32) if each else np.zeros(0, np.int32)
+
     def digest(self) -> bytes:
         """SHA-256 over names and shapes in order (32 bytes), for a plan to bind."""
         described = json.dumps([[name, list(shape)] for name, shape in self.entries], separators=(",", ":"))

@@ -8,8 +8,10 @@ from fedvlm_secure import data, models
 from fedvlm_secure.adapters import Adapter, AdapterSettings, attach
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.safeguard import Protected, Rows
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.models import LoadedModel
+from fedvlm_secure.privacy.ledger import fingerprint
 from fedvlm_secure.training import Split
 from fedvlm_secure.training.features import precompute
 
@@ -67,3 +69,21 @@ def encoded_splits(
             split: precompute(adapter.peft_model, data.encode(own, loaded.processor)) for split, own in splits.items()
         }
     return encoded[key]
+
+
+def rows_of(splits: Mapping[str, Dataset], encoded: Mapping[str, Split], settings: Settings, description: str) -> Rows:
+    """A hospital's rows as :class:`Participant` takes them."""
+    return Rows(
+        train=encoded["train"],
+        validation=encoded["validation"],
+        test=encoded["test"],
+        protected=_protected(splits["train"], settings),
+        question_only=data.question_only_baseline(splits["train"], splits["test"]),
+        description=description,
+    )
+
+
+def _protected(train: Dataset, settings: Settings) -> Protected | None:
+    if not settings.keeps_account:
+        return None  # both look at every picture
+    return Protected(data.units_of(train, settings.privacy.unit), fingerprint(data.row_digests(train)))

@@ -16,22 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from fedvlm_secure import data
 from fedvlm_secure.adapters import Adapter
-from fedvlm_secure.engines.assembly import Encoded, attached, encoded_splits, sites_in
+from fedvlm_secure.engines.assembly import Encoded, attached, encoded_splits, rows_of, sites_in
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
-from fedvlm_secure.federation.participant import Participant, Rows
+from fedvlm_secure.federation.participant import Participant
 from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import RunDirectory
-from fedvlm_secure.federation.safeguard import Protected
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import write
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.privacy.ledger import fingerprint
 from fedvlm_secure.report import SiteRow, table
 from fedvlm_secure.report import write as write_report
 from fedvlm_secure.secagg.protocols import lookup
@@ -39,7 +36,6 @@ from fedvlm_secure.secagg.roster import NEVER, Roster, member, read_roster, sign
 from fedvlm_secure.secagg.round import run_round
 from fedvlm_secure.secagg.session import ClientId, ServerSession
 from fedvlm_secure.secagg.transcript import Transcript
-from fedvlm_secure.training import Split
 
 _PACKAGES = ("fedvlm-secure", "torch", "transformers", "peft", "cryptography", "numpy", "datasets")
 
@@ -165,7 +161,7 @@ class _Federation:
         shared = self.coordinator.shared(common)
         for participant in self.participants.values():
             participant.finish(rounds, shared, self.model_name)
-        return self.coordinator.finish(common.size, _versions())
+        return self.coordinator.finish(common.size, versions())
 
     def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray | None) -> None:
         round_index = place[0]
@@ -266,7 +262,7 @@ def _assemble(folder: RunDirectory, settings: Settings, observer: Observer, enco
     for name, splits in sites.items():
         observer.loading(f"site {name}")
         own = encoded_splits(loaded, adapter, settings, name, splits, encoded)
-        rows = _rows(splits, own, settings, data.description(settings.data, name))
+        rows = rows_of(splits, own, settings, data.description(settings.data, name))
         participants[name] = Participant(name, folder.site(name), adapter, loaded.digest, rows, settings)
         participants[name].enrol()
     roster = _roster(folder, participants)
@@ -287,22 +283,6 @@ def _roster(folder: RunDirectory, participants: Mapping[ClientId, Participant]) 
     return folder.roster.read_bytes()
 
 
-def _rows(splits: Mapping[str, Dataset], encoded: Mapping[str, Split], settings: Settings, description: str) -> Rows:
-    return Rows(
-        train=encoded["train"],
-        validation=encoded["validation"],
-        test=encoded["test"],
-        protected=_protected(splits["train"], settings),
-        question_only=data.question_only_baseline(splits["train"], splits["test"]),
-        description=description,
-    )
-
-
-def _protected(train: Dataset, settings: Settings) -> Protected | None:
-    if not settings.keeps_account:
-        return None  # both look at every picture
-    return Protected(data.units_of(train, settings.privacy.unit), fingerprint(data.row_digests(train)))
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Python's and the packages' that a result may depend on."""
     return {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}

@@ -12,7 +12,7 @@ import safetensors.torch
 from fedvlm_secure import data
 from fedvlm_secure.engines.assembly import Encoded, attached, encoded_splits, sites_in
 from fedvlm_secure.engines.observer import Observer
-from fedvlm_secure.federation.participant import training_seed
+from fedvlm_secure.federation.rounds import training_seed
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.training import TrainSettings, evaluate, train
 

@@ -16,14 +16,17 @@ import torch
 
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
+from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.journal import ServerJournal
-from fedvlm_secure.federation.rounds import Result, SealedResult, figures, model_hash, moved, proposal
+from fedvlm_secure.federation.lineage import Lineage
+from fedvlm_secure.federation.rounds import Result, SealedResult, figures, lineage, proposal
 from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.safeguard import statement
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.files import PRIVATE, read_json, write, write_json
-from fedvlm_secure.primitives import SPEC_VERSION, entropy
-from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
+from fedvlm_secure.files import write, write_json
+from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import ClientId, RingSum, SealedSum
@@ -46,27 +49,40 @@ class Agreed:
     common: SharedLayout
     layout: SharedLayout
 
+    def lineage(self, shared: np.ndarray) -> Lineage:
+        """The model that the round begins with, from the shared state, float32 [common.size]."""
+        return lineage(self.base, self.adapter, self.common, shared, self.layout)
+
 
 class Coordinator:
-    """The server of one run. Its folder holds sums only."""
+    """The server of one run. Its folder holds sums only.
 
-    def __init__(self, folder: Folder, settings: Settings, roster: Roster) -> None:
+    Args:
+        identity: the server's keys; those in the folder, made at first use, if None.
+    """
+
+    def __init__(self, folder: Folder, settings: Settings, roster: Roster, identity: Identity | None = None) -> None:
         self._folder = folder
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
-        self.identity = folder.identity()
+        self.identity = identity or folder.identity()
         self.roster = roster
-        self._progress = folder.state / "progress.json"
-        if not self._progress.exists():
-            self._save_progress(entropy.random_bytes(RUN_BYTES).hex(), 1, 1, b"")
-        progress = read_json(self._progress)
-        self._model = bytes.fromhex(progress["model"])  # what follows from the last sum, where only hospitals read it
-        self._run, self.round, self.attempt = bytes.fromhex(progress["run"]), progress["round"], progress["attempt"]
+        self._attempts = Attempts(folder, self._protocol, self.identity, roster)
+
+    @property
+    def run(self) -> bytes:
+        """The run's random name."""
+        return self._attempts.run
+
+    @property
+    def round(self) -> int:
+        """The round that runs now, from 1."""
+        return self._attempts.round
 
     @property
     def place(self) -> tuple[int, int]:
         """(round, attempt) that runs now, from 1."""
-        return self.round, self.attempt
+        return self._attempts.place
 
     def shared(self, common: SharedLayout) -> np.ndarray | None:
         """The shared state at the start of the round that runs now, float32 [d]; None if only hospitals know it."""
@@ -79,7 +95,7 @@ class Coordinator:
         if self._protocol.relay is None:
             return common.flatten(_tensors(self._global(self.round - 1)))
         bulletin = self._bulletin(self.round - 1).read_bytes()
-        return SealedResult(self._model, self._protocol.relay(bulletin, self.identity, hospital))
+        return SealedResult(self._attempts.model, self._protocol.relay(bulletin, self.identity, hospital))
 
     def begin(self, common: SharedLayout, initial: np.ndarray) -> None:
         """Store the common initial shared state."""
@@ -88,15 +104,7 @@ class Coordinator:
 
     def open(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
-        session = self._restored()
-        if session is not None and session.plan.place == self.place:
-            return session
-        if session is not None:
-            session.close()
-        plan = self._plan(agreed, shared, kind)
-        carried = self._carried.read_bytes() if self._carried.exists() else b""
-        opened = self._protocol.server(plan, self.identity, self.roster, carried)
-        return ServerJournal.begin(self._session_path, opened)
+        return self._attempts.open(lambda: self._plan(agreed, shared, kind))
 
     def close(
         self,
@@ -108,9 +116,9 @@ class Coordinator:
     ) -> None:
         """Take the sum, or keep it for the hospitals; record what the server learnt, go on."""
         learnt: dict[str, int]
-        norm = None
+        model, norm = b"", None
         if isinstance(total, SealedSum):
-            learnt, self._model = total.published, total.model
+            learnt, model = total.published, total.model
             write(self._bulletin(self.round), session.bulletin)
         else:
             decoded = session.plan.codec.decode(total.total)
@@ -118,13 +126,10 @@ class Coordinator:
             norm = float(np.linalg.norm(decoded.mean)) if kind == TRAINING else None
             before = self.shared(agreed.common)
             assert before is not None  # since the server reads the sums
-            self._save_global(self.round, agreed.common, moved(before, decoded, agreed.common, agreed.layout))
-        self._archive(session)
+            self._save_global(self.round, agreed.common, agreed.lineage(before).moved(decoded))
         self._record(kind, session, total, learnt, norm, seconds)
         rotation = self._settings.aggregation.key_rounds
-        due = rotation is not None and self.round % rotation == 0
-        self._carry(self._protocol.server.rotated(session.carried) if due else session.carried)
-        self._advance(self.round + 1, 1)
+        self._attempts.finish(session, model, rotate=rotation is not None and self.round % rotation == 0)
 
     def abort(self, session: ServerJournal, reason: ProtocolError, seconds: dict[str, float]) -> None:
         """Record a failed attempt and open the next; interrupted in between, the attempt goes on instead.
@@ -132,34 +137,32 @@ class Coordinator:
         Raises:
             ProtocolError: ``reason``, after the last attempt that the settings allow; a resumed run makes one more.
         """
-        self._archive(session)
+        round_index, attempt = self.place
         self._folder.metrics.record(
             ("round", "attempt"),
             kind="aborted",
-            round=self.round,
-            attempt=self.attempt,
+            round=round_index,
+            attempt=attempt,
             reason=one_line(reason),
             bytes=session.transcript.bytes_per_phase(),
             seconds=_rounded(seconds),
         )
-        self._carry(session.carried)
-        last = self.attempt >= self._settings.aggregation.attempts
-        self._advance(self.round, self.attempt + 1)
-        if last:
+        self._attempts.fail(session)
+        if attempt >= self._settings.aggregation.attempts:
             raise reason
 
     def finish(self, shared_parameters: int, versions: dict[str, str]) -> dict[str, Any]:
         """Sum the run up from what the server itself has seen; ``seconds`` is training and protocol, all attempts."""
         lines = self._folder.metrics.lines()
         done = [line for line in lines if line["kind"] != "aborted"]
-        last = self._restored()
+        last = self._attempts.restored()
         assert last is not None  # the last round's
         last.close()
         plan = last.plan
         promised = statement(self._settings, plan.cohort, shared_parameters, repeated=len(lines) - len(done))
         summary = {
             "name": self._settings.name,
-            "run": self._run.hex(),
+            "run": self.run.hex(),
             "spec": SPEC_VERSION,
             "protocol": plan.protocol,
             "threat-model": plan.threat_model,
@@ -181,22 +184,18 @@ class Coordinator:
         write_json(self._folder.path / "summary.json", summary)
         return summary
 
-    @property
-    def _session_path(self) -> Path:
-        return self._folder.state / "session.sqlite"
-
-    def _restored(self) -> ServerJournal | None:
-        return ServerJournal.restore(self._session_path, self._protocol.server, self.identity)
-
     def _plan(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> Plan:
+        model = self._attempts.model
+        if shared is not None:
+            model = agreed.lineage(shared).hash
         return proposal(
             self._settings,
-            run=self._run,
+            run=self.run,
             place=self.place,
             cohort=tuple(member.name for member in self.roster.members),
             size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
-            model=self._model if shared is None else model_hash(agreed.base, agreed.adapter, agreed.common, shared),
+            model=model,
         )
 
     def _record(
@@ -212,7 +211,7 @@ class Coordinator:
             ("round", "attempt"),
             kind=kind,
             round=self.round,
-            attempt=self.attempt,
+            attempt=self.place[1],
             survivors=list(total.survivors),
             dropped=list(total.dropped),
             **{"total-weight": learnt.get("weight")},
@@ -222,26 +221,6 @@ class Coordinator:
             **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
             seconds=_rounded(seconds),
         )
-
-    def _archive(self, session: ServerJournal) -> None:
-        name = f"round-{self.round:04d}-attempt-{self.attempt}.cbor"
-        write(self._folder.path / "transcript" / name, session.transcript.to_bytes())
-
-    def _advance(self, round_index: int, attempt: int) -> None:
-        self._save_progress(self._run.hex(), round_index, attempt, self._model)
-        self.round, self.attempt = round_index, attempt
-
-    def _save_progress(self, run: str, round_index: int, attempt: int, model: bytes) -> None:
-        described = {"run": run, "round": round_index, "attempt": attempt, "model": model.hex()}
-        write_json(self._progress, described, PRIVATE)
-
-    @property
-    def _carried(self) -> Path:
-        return self._folder.state / "carried.cbor"
-
-    def _carry(self, carried: bytes) -> None:
-        if carried:
-            write(self._carried, carried, PRIVATE)
 
     def _bulletin(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.sum.cbor"

@@ -17,6 +17,7 @@ from typing import Self
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.federation.vault import Vault
 from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
@@ -188,9 +189,11 @@ class ServerJournal:
 class ClientJournal:
     """A client session whose state and memory are on disk before its reply leaves, and when it has been closed.
 
+    The state holds secrets and is sealed with the party's own key.
+
     Args:
         place: (round, attempt). If the session on disk has begun that attempt, it goes on; else a new one starts, with
-            what the client remembers.
+            what the client remembers. ``party.run`` says of which run, where one file serves several.
 
     Raises:
         MisuseError: the file is damaged, another program's or in use, or this update must not be sent.
@@ -199,11 +202,11 @@ class ClientJournal:
     def __init__(
         self, path: Path, kind: type[ClientSessionBase], party: Party, update: Update, place: tuple[int, int]
     ) -> None:
-        self._database = _Database(path, _CLIENT)
+        self._database, self._vault = _Database(path, _CLIENT), _vault(party.identity)
         with self._database.transaction() as rows:
-            memory, saved = _client_rows(rows)
+            memory, saved = _client_rows(rows, self._vault)
             plan = None if saved is None else kind.plan_of(saved)
-            if saved is not None and plan is not None and plan.place == place:
+            if saved is not None and plan is not None and (plan.place, plan.run) == (place, party.run or plan.run):
                 self._session = kind.from_bytes(saved, party, update, memory)
             else:
                 self._session = kind(party, update, memory)
@@ -247,21 +250,22 @@ class ClientJournal:
 
     def _save(self) -> None:
         with self._database.transaction() as rows:
-            rows.execute("INSERT OR REPLACE INTO session VALUES (0, ?)", (self._session.to_bytes(),))
+            sealed = self._vault.seal(self._session.to_bytes())
+            rows.execute("INSERT OR REPLACE INTO session VALUES (0, ?)", (sealed,))
             memory = pack(self._session.memory, STATE_LIMITS)
             rows.execute("INSERT OR REPLACE INTO memory VALUES (0, ?)", (memory,))
 
 
-def remembered(path: Path) -> tuple[Memory, Plan | None]:
+def remembered(path: Path, identity: Identity) -> tuple[Memory, Plan | None]:
     """What a client's file says: what outlives its sessions, and the plan of the last one.
 
     Raises:
-        MisuseError: the file is damaged, another program's or in use.
+        MisuseError: the file is damaged, another program's or party's, or in use.
     """
     if not path.exists():
         return Memory(), None
     with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
-        memory, saved = _client_rows(rows)
+        memory, saved = _client_rows(rows, _vault(identity))
         return memory, None if saved is None else ClientSessionBase.plan_of(saved)
 
 
@@ -277,10 +281,15 @@ def keep_memory(path: Path, memory: Memory) -> None:
         rows.execute("INSERT OR REPLACE INTO memory VALUES (0, ?)", (pack(memory, STATE_LIMITS),))
 
 
-def _client_rows(rows: sqlite3.Connection) -> tuple[Memory, bytes | None]:
+def _client_rows(rows: sqlite3.Connection, vault: Vault) -> tuple[Memory, bytes | None]:
     memory = rows.execute("SELECT memory FROM memory").fetchone()
     session = rows.execute("SELECT state FROM session").fetchone()
-    return Memory() if memory is None else unpack(Memory, memory[0], STATE_LIMITS), session and session[0]
+    kept = Memory() if memory is None else unpack(Memory, memory[0], STATE_LIMITS)
+    return kept, None if session is None else vault.open(session[0])
+
+
+def _vault(identity: Identity) -> Vault:
+    return Vault(identity, "session")
 
 
 def _replay(session: ServerSessionBase, replies: Iterable[tuple[ClientId, bytes]]) -> None:

@@ -3,11 +3,9 @@
 Everything it does is durable and repeatable: an interrupted round goes on from the last finished step.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +14,31 @@ from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
+from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.rounds import (
     Result,
     SealedResult,
     counters,
-    model_hash,
-    moved,
+    lineage,
     noisy_sums,
     policy_of,
+    training_seed,
+    vector_layout,
     weight_of,
 )
 from fedvlm_secure.federation.rundir import Folder
-from fedvlm_secure.federation.safeguard import OnStep, Protected, Safeguard
+from fedvlm_secure.federation.safeguard import OnStep, Rows, Safeguard
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
 from fedvlm_secure.training import Evaluation, Split, TrainSettings, evaluate, train
 
-
-@dataclass(frozen=True)
-class Rows:
-    """One hospital's own rows, encoded, and what a guesser who never looks at the pictures gets right of the test."""
-
-    train: Split
-    validation: Split
-    test: Split
-    protected: Protected | None  # None in a run whose settings keep no account
-    question_only: float
-    description: str
+_TRIES = 3
 
 
 class Participant:
@@ -56,20 +47,33 @@ class Participant:
     Args:
         adapter: attached to the base model; in a simulation all hospitals take turns with one.
         base: the digest of the base model as this hospital loaded it.
+        identity: the hospital's keys; those in the folder, made at first use, if None.
+        journal: the file of its sessions, if that serves other runs too.
+        run: the only run that this one takes part in; None is any.
     """
 
     def __init__(
-        self, name: str, folder: Folder, adapter: Adapter, base: bytes, rows: Rows, settings: Settings
+        self,
+        name: str,
+        folder: Folder,
+        adapter: Adapter,
+        base: bytes,
+        rows: Rows,
+        settings: Settings,
+        identity: Identity | None = None,
+        journal: Path | None = None,
+        run: bytes | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
-        self.identity = folder.identity()
+        self.identity = identity or folder.identity()
         self._folder = folder
         self._adapter = adapter
         self._base = base
         self._settings = settings
         self._protocol = lookup(settings.aggregation.protocol)
         self._safeguard = Safeguard(name, folder, rows.protected, settings)
+        self._session_path, self.run = journal or folder.state / "session.sqlite", run
         self._next: np.ndarray | None = None  # the shared state after the sum that was read last
         self._weight = weight_of(len(rows.train), settings)
 
@@ -111,14 +115,22 @@ class Participant:
                 hospital goes by its own copy.
         """
         round_index, tries = place[0], 1
-        if self._pending_path.exists():
-            pending = Pending.load(self._pending_path)
-            memory, plan = remembered(self._session_path)
-            if pending.round == round_index:
-                answered = fingerprint(pending.update) in memory.answered
-                if not answered or (plan is not None and plan.place == place):
-                    return
-                tries = pending.tries + 1
+        memory, plan = remembered(self._session_path, self.identity)
+        if (pending := self._trained(round_index)) is not None:
+            answered = fingerprint(pending.update) in memory.answered
+            going_on = plan is not None and (plan.place, plan.run) == (place, self.run or plan.run)
+            if not answered or going_on:
+                return
+            tries = pending.tries + 1
+        for again in range(tries, tries + _TRIES):
+            pending = self._train(round_index, again, given, on_step)
+            if fingerprint(pending.update) not in memory.answered:  # as in another run that trained alike
+                pending.save(self._pending_path, self.identity)
+                return
+        raise MisuseError(f"{self.name}: training ends with an update that was sent before, however often it is tried")
+
+    def _train(self, round_index: int, tries: int, given: np.ndarray | None, on_step: OnStep | None) -> Pending:
+        """Train for the round, the ``tries``-th time."""
         standing = self._standing(round_index - 1)
         shared = self._shared(standing, given)
         begun = self._adapter.common_layout().unflatten(shared)
@@ -131,7 +143,6 @@ class Participant:
         update = Update(values, counters(self._weight, standing.validation, self._settings))
         if own is None:
             state = self._train_copy(standing.personal, begun, round_index, seed)
-        Pending(round_index, tries, update, self._personal(state)).save(self._pending_path)
         self._folder.metrics.record(
             ("stage", "round"),
             round=round_index,
@@ -140,6 +151,7 @@ class Participant:
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
             epsilon=_written(spent),
         )
+        return Pending(round_index, tries, update, self._personal(state))
 
     def _train_copy(self, copy: Tensors, shared: Tensors, round_index: int, seed: int) -> Tensors:
         """Train this hospital's own copy of the adapter, drawn towards the shared one; nothing of it leaves."""
@@ -152,7 +164,9 @@ class Participant:
         """Have the test counters ready for the closing round, in which nothing but counters is summed."""
         evaluation = self.evaluate_test(round_index - 1, given)
         update = Update(np.zeros(0, np.float32), counters(self._weight, evaluation, self._settings))
-        Pending(round_index, 1, update, self._standing(round_index - 1).personal).save(self._pending_path)
+        Pending(round_index, 1, update, self._standing(round_index - 1).personal).save(
+            self._pending_path, self.identity
+        )
 
     def evaluate_test(self, round_index: int, given: np.ndarray | None) -> Evaluation:
         """How the model that the rounds ended with does on the test split; for the hospital's own eyes."""
@@ -163,7 +177,12 @@ class Participant:
         return evaluation
 
     def session(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> ClientJournal:
-        """This hospital's half of one attempt, as it was left if the attempt had begun.
+        """This hospital's half of one attempt, as it was left if the attempt had begun; raises as :meth:`admit`."""
+        party, update = self.admit(place, roster, given)
+        return ClientJournal(self._session_path, self._protocol.client, party, update, place)
+
+    def admit(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> tuple[Party, Update]:
+        """What this hospital enters an attempt with, once its ledger has allowed it.
 
         Args:
             place: (round, attempt).
@@ -177,12 +196,12 @@ class Participant:
         pending = self._pending(place[0])
         shared = self._shared(self._standing(place[0] - 1), given)
         party = self._party(place, roster, shared)
-        if pending.round <= self._settings.rounds:  # the closing round's counts come from no training
+        if self._trains(pending.round):  # the closing round's counts come from no training
             self._safeguard.leaves((pending.round, pending.tries), fingerprint(pending.update))
         spent = self._safeguard.noised(place, _cohort(party.roster), len(pending.update.values))
         if spent is not None:
             self._folder.metrics.record(("stage", "round"), round=place[0], stage="noise", epsilon=_written(spent))
-        return ClientJournal(self._session_path, self._protocol.client, party, pending.update, place)
+        return party, pending.update
 
     def spent(self, round_index: int) -> float | None:
         """ε of all that this hospital's data has released by the end of the round; None where no ledger is kept."""
@@ -191,6 +210,8 @@ class Participant:
 
     def adopt(self, round_index: int, roster: bytes, result: Callable[[], Result]) -> Evaluation:
         """Take over the round's new shared state, keep the personal tensors just trained, and look how that does.
+
+        A hospital that did not train in the round keeps its personal tensors as they were.
 
         Raises:
             ProtocolError: the sum that the server relays breaks a rule.
@@ -201,12 +222,14 @@ class Participant:
             return standing.validation
         given = result()
         shared = given if isinstance(given, np.ndarray) else self._unsealed(standing, roster, given)
-        pending = self._pending(round_index)
-        self._adapter.load(self._adapter.common_layout().unflatten(shared) | pending.personal)
+        pending = self._trained(round_index)
+        personal = standing.personal if pending is None else pending.personal
+        self._adapter.load(self._adapter.common_layout().unflatten(shared) | personal)
         validation = self._evaluate(self.rows.validation)
         self._record("adopted", round_index, "validation", validation)
-        self._record_encoding(pending)
-        self._stand(round_index, pending.personal, validation, shared)
+        if pending is not None:
+            self._record_encoding(pending)
+        self._stand(round_index, personal, validation, shared)
         return validation
 
     def finish(self, round_index: int, given: np.ndarray | None, model: str) -> None:
@@ -245,40 +268,45 @@ class Participant:
     def _pending_path(self) -> Path:
         return self._folder.state / "pending.safetensors"
 
-    @property
-    def _session_path(self) -> Path:
-        return self._folder.state / "session.sqlite"
-
     def _party(self, place: tuple[int, int], roster: bytes, shared: np.ndarray) -> Party:
         """This hospital as it enters the attempt (round, attempt), which starts from ``shared``."""
-        round_index = place[0]
         members = open_roster(roster, pinned=self._pin_path.read_bytes())
         members.check_current(time.time())
+        model = self.lineage(place[0], shared)
 
         def following(decoded: Decoded) -> bytes:
-            self._next = self._moved(round_index, shared, decoded)
-            return self._model_hash(self._next)
+            self._next = model.moved(decoded)
+            return self.lineage(place[0], self._next).hash
 
-        model = self._model_hash(shared)
-        return Party(self.name, self.identity, members, self._policy(members, len(shared)), model, following, place)
+        policy = self._policy(members, len(shared))
+        layout = vector_layout(self._adapter.layout(place[0]).size if self._trains(place[0]) else 0, self._settings)
+        return Party(
+            self.name, self.identity, members, policy, model.hash, following, place, run=self.run, layout=layout
+        )
+
+    def _trains(self, round_index: int) -> bool:
+        return round_index <= self._settings.rounds
 
     def _policy(self, roster: Roster, size: int) -> Policy:
         noised = self._settings.privacy.mode == "client" and size > 0
         return policy_of(self._settings, noisy_sums(self._settings, _cohort(roster), size) if noised else None)
 
-    def _model_hash(self, shared: np.ndarray) -> bytes:
-        return model_hash(self._base, self._adapter.settings, self._adapter.common_layout(), shared)
+    def starts(self, round_index: int, given: np.ndarray | None) -> Lineage:
+        """As :meth:`lineage`, from the shared state given as in :meth:`prepare`."""
+        return self.lineage(round_index, self._shared(self._standing(round_index - 1), given))
 
-    def _moved(self, round_index: int, shared: np.ndarray, decoded: Decoded) -> np.ndarray:
-        return moved(shared, decoded, self._adapter.common_layout(), self._adapter.layout(round_index))
+    def lineage(self, round_index: int, shared: np.ndarray) -> Lineage:
+        """The model that round ``round_index`` begins with, as this hospital has loaded it."""
+        adapter = self._adapter
+        return lineage(self._base, adapter.settings, adapter.common_layout(), shared, adapter.layout(round_index))
 
     def _unsealed(self, standing: Standing, roster: bytes, result: SealedResult) -> np.ndarray:
         """The shared state after the round that follows on ``standing``: as the session just read it, or read now."""
         round_index = standing.round + 1
-        if self._next is None or self._model_hash(self._next) != result.model:
+        if self._next is None or self.lineage(round_index, self._next).hash != result.model:
             assert self._protocol.catch_up is not None  # since the result is sealed
             before = self._shared(standing, None)
-            memory, _ = remembered(self._session_path)
+            memory, _ = remembered(self._session_path, self.identity)
             party = self._party((round_index, 0), roster, before)
             reading = self._protocol.catch_up(party, memory, result.message)
             plan = reading.plan
@@ -288,8 +316,8 @@ class Participant:
             except ProtocolError:
                 keep_memory(self._session_path, reading.memory)
                 raise
-            self._next = self._moved(round_index, before, plan.codec.decode(total.total))
-            if plan.round != round_index or self._model_hash(self._next) != result.model:
+            self._next = self.lineage(round_index, before).moved(plan.codec.decode(total.total))
+            if plan.round != round_index or self.lineage(round_index, self._next).hash != result.model:
                 raise MisuseError(f"{self.name}: the sum of round {round_index} does not lead to the model agreed on")
         return self._next
 
@@ -311,10 +339,17 @@ class Participant:
             raise MisuseError(f"{self.name} stands after round {standing.round}, not after round {round_index}")
         return standing
 
+    def _trained(self, round_index: int) -> Pending | None:
+        """The update that this hospital has for the round, if it has one."""
+        if not self._pending_path.exists():
+            return None
+        pending = Pending.load(self._pending_path, self.identity)
+        return pending if pending.round == round_index else None
+
     def _pending(self, round_index: int) -> Pending:
-        pending = Pending.load(self._pending_path)
-        if pending.round != round_index:
-            raise MisuseError(f"{self.name} has an update for round {pending.round}, not for round {round_index}")
+        pending = self._trained(round_index)
+        if pending is None:
+            raise MisuseError(f"{self.name} has no update for round {round_index}")
         return pending
 
     def _enter(self, standing: Standing, given: np.ndarray | None) -> None:
@@ -344,7 +379,7 @@ class Participant:
 
     def _record_encoding(self, pending: Pending) -> None:
         """Tell the owner whether the round's plan was too narrow for its update."""
-        _, plan = remembered(self._session_path)
+        _, plan = remembered(self._session_path, self.identity)
         if plan is None or plan.round != pending.round:
             return
         saturated, clipped = plan.codec.saturation(pending.update)
@@ -360,9 +395,3 @@ def _written(epsilon: float | None) -> float | str | None:
 
 def _cohort(roster: Roster) -> tuple[str, ...]:
     return tuple(sorted(member.name for member in roster.members))
-
-
-def training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
-    """The seed of one training: decides the order of rows, and nothing that hides anything."""
-    described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
-    return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

@@ -1,5 +1,6 @@
 """What all parties compute alike for a round: the vector's layout, the plan's numbers, the model's hash."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,11 +9,10 @@ from functools import lru_cache
 import numpy as np
 
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
-from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.privacy.distributed import DistributedGaussian, noise_multiplier
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
@@ -187,18 +187,20 @@ class SealedResult:
 Result = np.ndarray | SealedResult
 
 
-def moved(shared: np.ndarray, decoded: Decoded, common: SharedLayout, layout: SharedLayout) -> np.ndarray:
-    """The shared state after a sum, float32 [common.size]; a round that sums counters only leaves it alone.
+def lineage(
+    base: bytes, settings: AdapterSettings, common: SharedLayout, shared: np.ndarray, layout: SharedLayout
+) -> Lineage:
+    """The model at the start of a round, and what of it moves.
 
     Args:
-        common: what all rounds share together, in the order of ``shared``.
+        base: :attr:`fedvlm_secure.models.LoadedModel.digest`, computed by this party over what it loaded.
+        common: what all rounds share together.
+        shared: float32 [common.size], its state at the start of the round.
         layout: what this round shares of it.
     """
-    if not decoded.mean.size:
-        return shared
-    state = common.unflatten(shared)
-    after = (layout.flatten(state) + decoded.mean).astype(np.float32)
-    return common.flatten(state | layout.unflatten(after))
+    places = b"" if layout == common else layout.places_in(common).astype("<i4").tobytes()
+    described = json.dumps(asdict(settings), sort_keys=True)
+    return Lineage(base, described, common.digest(), np.ascontiguousarray(shared, "<f4").tobytes(), places)
 
 
 def weight_of(rows: int, settings: Settings) -> int:
@@ -251,13 +253,7 @@ def figures(sums: Mapping[str, int]) -> dict[str, float | None]:
     }
 
 
-def model_hash(base: bytes, settings: AdapterSettings, common: SharedLayout, shared: np.ndarray) -> bytes:
-    """What a client is bound to: base model, tokenizer and processor, adapter settings, and the shared state.
-
-    Args:
-        base: :attr:`fedvlm_secure.models.LoadedModel.digest`, computed by this party over what it loaded.
-        common: what all rounds share together.
-        shared: float32 [common.size], its state at the start of the round.
-    """
-    described = json.dumps(asdict(settings), sort_keys=True)
-    return digest("model", base, described, common.digest(), np.ascontiguousarray(shared, "<f4").tobytes())
+def training_seed(seed: int, name: str, round_index: int, tries: int) -> int:
+    """The seed of one training: decides the order of rows, and nothing that hides anything."""
+    described = f"fedvlm-secure training {seed} {name} {round_index} {tries}".encode()
+    return int.from_bytes(hashlib.sha256(described).digest()[:8]) >> 1

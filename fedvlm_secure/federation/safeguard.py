@@ -46,6 +46,18 @@ class Protected:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One hospital's own rows, encoded, and what a guesser who never looks at the pictures gets right of the test."""
+
+    train: Split
+    validation: Split
+    test: Split
+    protected: Protected | None  # None in a run whose settings keep no account
+    question_only: float
+    description: str
+
+
 _calibrated = lru_cache(maxsize=16)(noise_multiplier)  # takes seconds, and is asked for by every hospital of a run
 
 

@@ -10,16 +10,19 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.vault import Vault
 from fedvlm_secure.files import PRIVATE, write
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.training import Evaluation
 
 _UPDATE = "update"
 _PERSONAL = "personal."
 _SHARED = "shared"
+_PENDING = "pending"  # what a vault for updates is for
 
 Tensors = dict[str, torch.Tensor]
 
@@ -70,17 +73,19 @@ class Pending:
     update: Update
     personal: Tensors
 
-    def save(self, path: Path) -> None:
-        """Write the update, whole or not at all."""
+    def save(self, path: Path, owner: Identity) -> None:
+        """Write the update, sealed for its owner, whole or not at all."""
         header = {"round": self.round, "tries": self.tries, "counters": dict(self.update.counters)}
         tensors = {_PERSONAL + name: tensor for name, tensor in self.personal.items()}
         tensors[_UPDATE] = torch.from_numpy(np.ascontiguousarray(self.update.values))
-        write(path, safetensors.torch.save(_contiguous(tensors), _metadata(header)), PRIVATE)
+        write(
+            path, Vault(owner, _PENDING).seal(safetensors.torch.save(_contiguous(tensors), _metadata(header))), PRIVATE
+        )
 
     @classmethod
-    def load(cls, path: Path) -> "Pending":
+    def load(cls, path: Path, owner: Identity) -> "Pending":
         """Read what :meth:`save` wrote; raises :class:`MisuseError`."""
-        tensors, header = _load(path)
+        tensors, header = _load(path, Vault(owner, _PENDING))
         update = Update(tensors.pop(_UPDATE).numpy(), header["counters"])
         return cls(header["round"], header["tries"], update, _personal(tensors))
 
@@ -101,10 +106,16 @@ def _metadata(header: Mapping[str, object]) -> dict[str, str]:
     return {"fedvlm-secure": json.dumps(header)}
 
 
-def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+def _load(path: Path, vault: Vault | None = None) -> tuple[Tensors, dict[str, Any]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["fedvlm-secure"])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118  # not a dict
+        content = path.read_bytes()
+        content = content if vault is None else vault.open(content)
+        return safetensors.torch.load(content), json.loads(_metadata_of(content)["fedvlm-secure"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise MisuseError(f"{path} cannot be read: {error}") from None
+
+
+def _metadata_of(content: bytes) -> dict[str, str]:
+    """A safetensors file begins with the length of its header, 8 bytes little-endian, and the header in JSON."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]

@@ -173,16 +173,7 @@ class ClientSessionBase:
         request_digest = hashlib.sha256(request).digest()
         if request_digest == self._last_request:
             return self._last_reply
-        steps = self.steps.get(type(self._state))
-        if steps is None:
-            raise MisuseError("this session is over and answers nothing new; open one for the next attempt")
-        claimed = claimed_phase(request) if len(steps) > 1 else None
-        step = next((step for step in steps if step.phase == claimed), steps[0])
-        expected = self._expected(step)
-        frames = expected.frames(request)
-        if len(frames) != 1 and not step.chunks:
-            raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
-        body: Any = expected.open(frames[0], step.request)
+        step, expected, frames, body = self._opened(request)
         plan = self._accept(expected, frames[0], step, body) if self._plan is None else self._plan
         expected = replace(expected, plan=plan.hash, place=plan.place)
         turn = Turn(self._party, plan, self._update, self._fingerprint, expected, self._memory, frames[1:])
@@ -192,6 +183,22 @@ class ClientSessionBase:
         self._remember(plan)
         self._last_request, self._last_reply = request_digest, join([envelope, *chunks])
         return self._last_reply
+
+    @classmethod
+    def proposed(cls, request: bytes, party: Party, memory: Memory) -> Plan:
+        """The plan in a first request, checked for all but the model that it names and the update that will be sent.
+
+        For a client that trains for no plan which it would refuse.
+
+        Raises:
+            ProtocolError: as :meth:`reply`.
+        """
+        session = cls(party, Update(np.zeros(0, np.float32), {}), memory)
+        step, expected, frames, body = session._opened(request)
+        plan: Plan = body if isinstance(body, Plan) else body.plan
+        session._party = replace(party, model=plan.model)
+        session._verify(expected, frames[0], step, plan)
+        return plan
 
     def to_bytes(self) -> bytes:
         """The durable state, secrets included; the party's keys and the update are not part of it."""
@@ -253,18 +260,35 @@ class ClientSessionBase:
             place=None if plan is None else plan.place,
         )
 
+    def _opened(self, request: bytes) -> tuple[Step, Expected, list[memoryview], Any]:
+        """The step that a request asks for, its frames, and the body of the first."""
+        steps = self.steps.get(type(self._state))
+        if steps is None:
+            raise MisuseError("this session is over and answers nothing new; open one for the next attempt")
+        claimed = claimed_phase(request) if len(steps) > 1 else None
+        step = next((step for step in steps if step.phase == claimed), steps[0])
+        expected = self._expected(step)
+        frames = expected.frames(request)
+        if len(frames) != 1 and not step.chunks:
+            raise expected.fault("P-1.1", f"{len(frames)} frames where one is expected", NETWORK)
+        return step, expected, frames, expected.open(frames[0], step.request)
+
     def _accept(self, expected: Expected, envelope: memoryview, step: Step, body: Any) -> Plan:
         """Check a plan, which the first request of every protocol carries, before anything is made for it."""
         plan: Plan = body if isinstance(body, Plan) else body.plan
-        replace(expected, plan=plan.hash, place=plan.place).open(envelope, step.request)
-        if plan.protocol != self.protocol:
-            raise expected.fault("P-2.6", f"proposes protocol {plan.protocol[:40]!r} to a session of {self.protocol!r}")
-        check_plan(plan, self._party, self._memory, expected.phase)
+        self._verify(expected, envelope, step, plan)
         names = {counter.name for counter in plan.layout.counters}
         if plan.layout.update != self._update.values.size or names != set(self._update.counters):
             raise replace(expected, place=plan.place).fault("P-2.5", "its layout is not that of this client's update")
         plan.codec.check(self._update)
         return plan
+
+    def _verify(self, expected: Expected, envelope: memoryview, step: Step, plan: Plan) -> None:
+        """Signature, protocol, rules and floors of a plan."""
+        replace(expected, plan=plan.hash, place=plan.place).open(envelope, step.request)
+        if plan.protocol != self.protocol:
+            raise expected.fault("P-2.6", f"proposes protocol {plan.protocol[:40]!r} to a session of {self.protocol!r}")
+        check_plan(plan, self._party, self._memory, expected.phase)
 
     def _transition(self, step: Step, turn: Turn, body: object) -> tuple[object, Answer]:
         try:

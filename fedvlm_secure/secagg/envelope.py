@@ -74,6 +74,14 @@ def claimed_phase(message: bytes) -> str | None:
         return None
 
 
+def claimed_plan(message: bytes) -> bytes | None:
+    """The hash of the plan that a message's envelope names, as :func:`claimed_phase`."""
+    try:
+        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).plan
+    except WireError:
+        return None
+
+
 def seal(identity: Identity, phase: str, plan: bytes, sender: ClientId, recipient: ClientId, body: object) -> bytes:
     """A signed envelope around a message dataclass, as canonical bytes."""
     return seal_packed(identity, phase, plan, sender, recipient, pack(body))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fedvlm_secure.encoding.codec import Decoded
+from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
@@ -51,6 +52,8 @@ class Party:
         model: the hash the client computed itself over everything it loaded.
         following: the hash of the model that follows from a decoded sum, where clients are those who read it.
         place: (round, attempt) that the client has prepared, and been charged, for; None accepts any later one.
+        run: that the client takes part in; None accepts any.
+        layout: of the vector, bounds included, as the client has agreed to it; None accepts any that its update fits.
     """
 
     name: ClientId
@@ -60,6 +63,8 @@ class Party:
     model: bytes
     following: Callable[[Decoded], bytes] | None = None
     place: tuple[int, int] | None = None
+    run: bytes | None = None
+    layout: VectorLayout | None = None
 
 
 def check_plan(plan: Plan, party: Party, memory: Memory, phase: str, *, taking_part: bool = True) -> None:
@@ -87,6 +92,8 @@ def _rules(plan: Plan, party: Party, memory: Memory, taking_part: bool) -> Itera
     cohort = _cohort_is_sound(plan, party.roster) and (party.name in plan.cohort or not taking_part)
     yield "P-2.2", cohort, "the cohort must be sorted members of the roster, and hold us"
     yield "P-2.3", plan.model == party.model, "names a model that is not the one this client has loaded"
+    yield "P-2.5", party.layout in (None, plan.layout), "its layout is not the one this client has agreed to"
+    yield "P-2.7", party.run in (None, plan.run), "is of another run than the one this client takes part in"
     yield "P-2.4", _thresholds_are_sound(plan), "graph, threshold and min_survivors are not what n and c ask for"
     yield "P-2.5", _protocol_fits(plan), f"the sums, or their noise, do not fit {plan.protocol[:40]!r}"
     ring = f"a ring of {plan.ring_bits} bits is not what the layout needs for the cohort, or the clip norm is unusable"

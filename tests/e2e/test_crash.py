@@ -141,7 +141,9 @@ class World:
         assert all(len(messages) == 1 for messages in self.sent.values())
         for name, update in self.federation.updates.items():
             has_answered = ("unmask", name, SERVER) in self.sent
-            assert (fingerprint(update) in remembered(self.path(name))[0].answered) == has_answered, name
+            assert (fingerprint(update) in remembered(self.path(name), identity(name))[0].answered) == has_answered, (
+                name
+            )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import safetensors.numpy
 
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.observer import Observer
+from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.federation.standing import Pending
 
 ROUNDS = 2
 
@@ -29,6 +31,12 @@ def tensors(folder: Path, *files: Path) -> dict[str, bytes]:
         for path in files
         for name, value in safetensors.numpy.load_file(path).items()
     }
+
+
+def pending(run: RunDirectory, site: str) -> Pending:
+    """The update that waits at a hospital."""
+    folder = run.site(site)
+    return Pending.load(folder.state / "pending.safetensors", folder.identity())
 
 
 class StoppedError(Exception):

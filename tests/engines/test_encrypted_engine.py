@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from engine_kit import Interrupter, StoppedError, adapters, interrupted, stopping_after
+from engine_kit import Interrupter, StoppedError, adapters, interrupted, pending, stopping_after
 
 from fedvlm_secure.engines import local
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError
+from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.participant import Participant
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.federation.standing import Pending, Standing
+from fedvlm_secure.federation.standing import Standing
 from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.primitives.wire import STATE_LIMITS
 from fedvlm_secure.secagg.encrypted.server import Carried
@@ -104,7 +105,7 @@ def test_a_dealer_that_stays_silent_does_not_hold_up_the_run(
     local.run(settings(BFV), tmp_path / "run")
     assert lines_of(tmp_path / "run")[:2] == [("aborted", 1, 1), ("training", 1, 2)]
     assert epoch_of(tmp_path / "run") == 2
-    tries = Pending.load(RunDirectory(tmp_path / "run").site("site-b").state / "pending.safetensors").tries
+    tries = pending(RunDirectory(tmp_path / "run"), "site-b").tries
     assert tries == 1, "nothing had been uploaded, so nobody needed to train anew"
 
 
@@ -135,7 +136,7 @@ def test_too_few_uploads_cost_a_training_and_a_key(
     with pytest.raises(StoppedError):  # 12 events of training, `keys`, then two sites train anew and four are ready
         local.run(settings(BFV), tmp_path / "run", observer=Interrupter(12 + 1 + 4 + 4))
     run = RunDirectory(tmp_path / "run")
-    tries = {s: Pending.load(run.site(f"site-{s}").state / "pending.safetensors").tries for s in "abcd"}
+    tries = {s: pending(run, f"site-{s}").tries for s in "abcd"}
     assert tries == {"a": 2, "b": 2, "c": 1, "d": 1}
     assert epoch_of(tmp_path / "run") == 2
 
@@ -151,10 +152,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(settings: Make, tmp_path:
 STEPS = [
     (ServerJournal, "begin"),
     (ServerJournal, "aggregate"),
-    (Coordinator, "_archive"),
+    (Attempts, "_archive"),
     (Coordinator, "_record"),
-    (Coordinator, "_carry"),
-    (Coordinator, "_advance"),
+    (Attempts, "_carry"),
+    (Attempts, "_go_on"),
     (Participant, "_record_encoding"),
     (Standing, "save"),
 ]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_kit import Interrupter, StoppedError, final_state, interrupted, stopping_after
+from engine_kit import Interrupter, StoppedError, final_state, interrupted, pending, stopping_after
 
 from fedvlm_secure.encoding.codec import Codec, Encoded, GarbageSumError, Update
 from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines import local
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, RoundAbortedError, VerificationError
+from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.coordinator import Coordinator
 from fedvlm_secure.federation.journal import ServerJournal
 from fedvlm_secure.federation.participant import Participant
@@ -58,7 +59,10 @@ def test_a_site_is_told_when_the_clip_norm_is_too_small(settings: Callable[..., 
 def test_nothing_of_one_site_is_in_the_coordinators_folder(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither an update as it is nor as encoded integers, in any file, state and transcripts included."""
+    """Neither an update as it is nor as encoded integers, in any file, state and transcripts included.
+
+    Nor is it in the hospitals' own folders, but sealed.
+    """
     traces: list[bytes] = []
     encode = Codec.encode
 
@@ -79,8 +83,10 @@ def test_nothing_of_one_site_is_in_the_coordinators_folder(
         everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
         return sum(trace in everything for trace in traces)
 
-    assert found(tmp_path / "pairwise/coordinator") == 0
-    assert found(tmp_path / "pairwise/sites") > 0, "the search itself finds nothing"
+    assert found(tmp_path / "pairwise") == 0
+    run = RunDirectory(tmp_path / "pairwise")
+    updates = b"".join(pending(run, f"site-{s}").update.values.tobytes() for s in "abcd")
+    assert all(trace in updates for trace in traces[::2]), "the search looks for something else"
 
 
 def test_pairwise_and_plain_agree_exactly(settings: Callable[..., Settings], tmp_path: Path) -> None:
@@ -158,9 +164,9 @@ STEPS = [
     (ServerJournal, "begin"),
     (ServerJournal, "aggregate"),
     (Coordinator, "_save_global"),
-    (Coordinator, "_archive"),
+    (Attempts, "_archive"),
     (Coordinator, "_record"),
-    (Coordinator, "_advance"),
+    (Attempts, "_go_on"),
     (Participant, "_record_encoding"),
     (Standing, "save"),
 ]
@@ -194,7 +200,7 @@ def test_an_abort_that_was_interrupted_did_not_happen(
         patched.setattr(
             local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client < "site-c"
         )
-        patched.setattr(Coordinator, "_advance", stopping_after(lambda self, round_index, attempt: None))
+        patched.setattr(Attempts, "_go_on", stopping_after(lambda self, round_index, attempt, model: None))
         with pytest.raises(StoppedError):
             local.run(settings(), tmp_path / "run")
     assert RunDirectory(tmp_path / "run").coordinator.metrics.lines()[-1]["kind"] == "aborted"
@@ -249,7 +255,7 @@ def test_only_the_answered_train_anew(
         # 12 events of training, 4 phases, then 2 steps of site-a and 4 ready sites: before the second attempt's sum.
         local.run(settings(), tmp_path / "run", observer=Interrupter(12 + 4 + 2 + 4))
     run = RunDirectory(tmp_path / "run")
-    tries = {s: Pending.load(run.site(f"site-{s}").state / "pending.safetensors").tries for s in "abcd"}
+    tries = {s: pending(run, f"site-{s}").tries for s in "abcd"}
     assert tries == {"a": 2, "b": 1, "c": 1, "d": 1}
 
 

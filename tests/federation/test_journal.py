@@ -16,6 +16,7 @@ from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation import journal
 from fedvlm_secure.federation.journal import ClientJournal, ServerJournal, remembered
+from fedvlm_secure.federation.vault import Vault
 from fedvlm_secure.files import write
 from fedvlm_secure.secagg.pairwise.client import PairwiseClient
 from fedvlm_secure.secagg.pairwise.messages import SurvivorList
@@ -105,13 +106,23 @@ def test_at_most_one_phases_replies_are_on_disk(tmp_path: Path) -> None:
     assert attempt.paths[SERVER].stat().st_size < 2 * len(uploads[ME])
 
 
-def test_seeds_leave_the_disk_with_the_state_that_held_them(tmp_path: Path) -> None:
+def test_seeds_are_sealed_and_leave_the_disk_with_the_state_that_held_them(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path).play_until("shares")
     state = attempt.clients[ME]._session._state
     seeds = [state.self_seed.reveal(), state.mask_seed.reveal(), state.share_seed.reveal()]
-    assert all(seed in contents(tmp_path) for seed in seeds)
+    ((sealed,),) = attempt.rows(ME, "SELECT state FROM session")
+    assert isinstance(sealed, bytes)
+    saved = Vault(identity(ME), "session").open(sealed)
+    assert all(seed in saved and seed not in contents(tmp_path) for seed in seeds)
+    assert sealed[-64:] in contents(tmp_path)
     attempt.play_until("consistency")
-    assert not any(seed in contents(tmp_path) for seed in seeds)
+    assert sealed[-64:] not in contents(tmp_path)
+
+
+def test_a_session_opens_with_its_owners_key_only(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path).play_until("shares")
+    with pytest.raises(MisuseError, match="sealed with another key"):
+        remembered(attempt.paths[ME], identity("c02"))
 
 
 def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
@@ -239,7 +250,7 @@ def test_a_new_attempt_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert again.restored().plan.place == (3, 3)
     assert again.clients[ME].memory == memories[ME]
     run_round(again.server, again.clients)
-    assert remembered(again.paths[ME])[1] == again.federation.plan
+    assert remembered(again.paths[ME], identity(ME))[1] == again.federation.plan
 
 
 def test_what_is_no_plan_leaves_the_old_attempt_in_place(tmp_path: Path) -> None:
@@ -253,16 +264,16 @@ def test_what_is_no_plan_leaves_the_old_attempt_in_place(tmp_path: Path) -> None
 
 def test_memory_outlives_the_session(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path)
-    assert remembered(attempt.paths[ME]) == (Memory(), None)
-    assert remembered(tmp_path / "none") == (Memory(), None)
+    assert remembered(attempt.paths[ME], identity(ME)) == (Memory(), None)
+    assert remembered(tmp_path / "none", identity(ME)) == (Memory(), None)
     request = attempt.request()
     run_round(attempt.server, attempt.clients)
-    memory, plan = remembered(attempt.paths[ME])
+    memory, plan = remembered(attempt.paths[ME], identity(ME))
     assert plan == attempt.federation.plan
     assert memory.begun == {plan.run.hex(): (3, 2)}
     assert len(memory.answered) == 1
     attempt.rows(ME, "DELETE FROM session")
-    assert remembered(attempt.paths[ME]) == (memory, None)
+    assert remembered(attempt.paths[ME], identity(ME)) == (memory, None)
     with pytest.raises(MisuseError, match=r"P-7\.5"):
         attempt.client()
     other = attempt.client(update=Update(attempt.federation.updates[ME].values + np.float32(1), {"weight": 1}))

@@ -9,14 +9,16 @@ from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation.rounds import counters, figures, vector_layout, weight_of
 from fedvlm_secure.federation.settings import AggregationTable, PrivacyTable, Settings
 from fedvlm_secure.federation.standing import Pending, Standing
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.training import Evaluation
 
 
 def test_what_waits_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
     values = np.array([0.1, -0.0, 3e-40, 7.5], np.float32)
     tensors = {"m.lora_A.weight": torch.arange(6.0).reshape(2, 3) / 7}
-    Pending(3, 2, Update(values, {"weight": 5}), tensors).save(tmp_path / "pending")
-    loaded = Pending.load(tmp_path / "pending")
+    owner = Identity.generate()
+    Pending(3, 2, Update(values, {"weight": 5}), tensors).save(tmp_path / "pending", owner)
+    loaded = Pending.load(tmp_path / "pending", owner)
     assert (loaded.round, loaded.tries, loaded.update.counters) == (3, 2, {"weight": 5})
     assert loaded.update.values.tobytes() == values.tobytes()
     assert loaded.personal["m.lora_A.weight"].equal(tensors["m.lora_A.weight"])
@@ -34,7 +36,15 @@ def test_what_waits_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "pending").write_bytes(damage)
     with pytest.raises(MisuseError, match="cannot be read"):
-        Pending.load(tmp_path / "pending")
+        Pending.load(tmp_path / "pending", Identity.generate())
+
+
+def test_an_update_that_waits_is_for_its_owners_eyes(tmp_path: Path) -> None:
+    values = np.arange(1000, dtype=np.float32)
+    Pending(3, 2, Update(values, {"weight": 5}), {}).save(tmp_path / "pending", Identity.generate())
+    assert values.tobytes()[400:432] not in (tmp_path / "pending").read_bytes()
+    with pytest.raises(MisuseError, match="sealed with another key"):
+        Pending.load(tmp_path / "pending", Identity.generate())
 
 
 def test_weights_are_rows_in_the_agreed_unit() -> None:

@@ -1,0 +1,1 @@
+"""Hospitals fine-tune one vision-language model together on Flower."""

@@ -1,0 +1,5 @@
+"""A hospital."""
+
+from fedvlm_secure.engines.flower import client_app
+
+app = client_app()

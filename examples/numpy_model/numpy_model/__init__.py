@@ -1,0 +1,1 @@
+"""A linear model of one's own under secure aggregation."""

@@ -1,0 +1,252 @@
+"""A whole Flower deployment on this machine: SuperLink and SuperNodes as processes, TLS and node authentication on.
+
+It does what ``examples/hospitals/loopback.sh`` does with commands: for ``run --engine flower`` and for tests.
+"""
+
+import datetime as dt
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from fedvlm_secure.engines.flower.node import KEY, ROSTER
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation import keyfile
+from fedvlm_secure.files import PRIVATE, write
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.roster import NEVER, Roster, member, sign_roster
+
+SERVER = "server"
+_LINK = "fedvlm-secure"  # what the connection is called in Flower's configuration
+_PATIENCE = 60.0  # seconds for a process to come up or to end
+_DAYS = 30
+
+
+@dataclass
+class Network:
+    """SuperLink and SuperNodes in ``folder``, as a context manager.
+
+    Args:
+        folder: keys, certificates, logs and every party's own folder.
+        names: the hospitals.
+        environment: more variables for the processes, such as ``PYTHONPATH``.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = dict(zip(("superlink", *self.names), _free_ports(1 + len(self.names)), strict=True))
+
+    def party(self, name: str) -> Path:
+        """The folder of the server (``"server"``) or a hospital."""
+        return self.folder / "parties" / name
+
+    def log(self, name: str) -> Path:
+        """What the process of ``"superlink"`` or a hospital has written."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def __enter__(self) -> Self:
+        self.make_keys()
+        self._connect()
+        try:
+            self.start_superlink()
+            for name in self.names:
+                self.register(name)
+            for name in self.names:
+                self.start(name)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def make_keys(self) -> None:
+        """Certificates for TLS, keys for Flower's node authentication, keys and a signed roster for the protocol."""
+        if (self.folder / "tls/ca.pem").exists():
+            return
+        _certificates(self.folder / "tls")
+        identities = {name: keyfile.create(self.party(name) / KEY) for name in (SERVER, *self.names)}
+        consortium = Identity.generate()
+        members = tuple(member(name, identities[name]) for name in sorted(self.names))
+        roster = sign_roster(Roster(consortium.public, 1, NEVER, identities[SERVER].public, members), consortium)
+        for name in (SERVER, *self.names):
+            write(self.party(name) / ROSTER, roster)
+        for name in self.names:
+            key = ec.generate_private_key(ec.SECP384R1())
+            private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+            write(self.party(name) / "supernode.key", private, PRIVATE)
+            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            write(self.party(name) / "supernode.pub", public)
+
+    def _connect(self) -> None:
+        """Tell Flower's command line where the SuperLink is."""
+        connection = {"address": f"127.0.0.1:{self._ports['superlink']}", "root-certificates": str(self._ca)}
+        lines = [f"[superlink]\ndefault = {json.dumps(_LINK)}\n\n[superlink.{_LINK}]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in connection.items()]
+        write(self.folder / "flwr/config.toml", ("\n".join(lines) + "\n").encode())
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it listens."""
+        tls = [f"--ssl-{kind}file={self.folder / 'tls' / name}" for kind, name in _TLS_FILES]
+        options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation", *tls]
+        database = f"--database={self.folder / 'superlink.sqlite'}"
+        self._spawn("superlink", "flower-superlink", f"--port={self._ports['superlink']}", database, *options)
+        ends = time.monotonic() + _PATIENCE
+        while time.monotonic() < ends and self.processes["superlink"].poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports["superlink"]), 1):
+                return
+            time.sleep(0.2)
+        raise MisuseError(f"the SuperLink did not come up; see {self.log('superlink')}")
+
+    def register(self, name: str) -> None:
+        """Let the SuperLink know the hospital's SuperNode key."""
+        self.flwr("supernode", "register", str(self.party(name) / "supernode.pub"), _LINK)
+
+    def start(self, name: str) -> None:
+        """Start a hospital's SuperNode."""
+        self._spawn(
+            name,
+            "flower-supernode",
+            f"--superlink=127.0.0.1:{self._ports['superlink']}",
+            f"--port={self._ports[name]}",
+            f"--root-certificates={self._ca}",
+            f"--auth-supernode-private-key={self.party(name) / 'supernode.key'}",
+            *(f"--ssl-{kind}file={self.folder / 'tls' / file}" for kind, file in _TLS_FILES),
+            f"--node-config=folder={json.dumps(str(self.party(name)))}",
+        )
+
+    def kill(self, name: str, sign: int = signal.SIGKILL) -> None:
+        """End a process and all that it started, at once."""
+        process = self.processes.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        process.wait()
+
+    def run(self, app: Path, config: Mapping[str, object]) -> str:
+        """Submit the app in the folder ``app``; Flower's number of the run."""
+        given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        told = json.loads(self.flwr("run", str(app), _LINK, "--run-config", given, "--format", "json"))
+        if not told.get("success"):
+            raise MisuseError(f"Flower did not take the run: {told.get('error-message', told)}")
+        return str(told["run-id"])
+
+    def status(self, run: str) -> str:
+        """Such as ``"running"``, ``"finished:completed"``, ``"finished:failed"``."""
+        told = json.loads(self.flwr("list", "--run-id", run, _LINK, "--format", "json"))
+        return str(told["runs"][0]["status"])
+
+    def wait(self, run: str, seconds: float) -> str:
+        """Wait for the run to end; its status then, or the one it has when time is up."""
+        ends = time.monotonic() + seconds
+        while not (status := self.status(run)).startswith("finished") and time.monotonic() < ends:
+            time.sleep(4.0)  # each look starts a process
+        return status
+
+    def flwr(self, *words: str) -> str:
+        """Run Flower's command line; its standard output. Raises :class:`MisuseError` with what it said."""
+        program = str(Path(sys.executable).with_name("flwr"))
+        done = subprocess.run(
+            [program, *words], env=self._environment("flwr"), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise MisuseError(f"flwr {words[0]} failed: {' '.join((done.stdout + done.stderr).split())[-500:]}")
+        return done.stdout
+
+    def stop(self) -> None:
+        """End all processes: asked first, then made to."""
+        for process in self.processes.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        ends = time.monotonic() + 10
+        while any(process.poll() is None for process in self.processes.values()) and time.monotonic() < ends:
+            time.sleep(0.1)
+        for name in list(self.processes):
+            self.kill(name)
+
+    @property
+    def _ca(self) -> Path:
+        return self.folder / "tls/ca.pem"
+
+    def _spawn(self, name: str, program: str, *words: str) -> None:
+        path = self.log(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(Path(sys.executable).with_name(program)), *words]
+        with path.open("ab") as file:
+            # A session of its own: whatever Flower starts for it ends with it.
+            self.processes[name] = subprocess.Popen(
+                command,
+                env=self._environment(name),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        home = self.folder / ("flwr" if name in ("flwr", "superlink") else f"flwr-{name}")
+        return {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(home), **self.environment}
+
+
+_TLS_FILES = (("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem"))
+
+
+def _certificates(folder: Path) -> None:
+    """A certificate authority of one month, and a certificate for this machine's loopback addresses."""
+    authority, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    issuer, subject = _name("fedvlm-secure loopback CA"), _name("localhost")
+    ca = _builder(issuer, issuer, authority.public_key())
+    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    loopback = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    own = _builder(subject, issuer, key.public_key())
+    own = own.add_extension(x509.SubjectAlternativeName(loopback), critical=False)
+    write(folder / "ca.pem", ca.sign(authority, hashes.SHA384()).public_bytes(Encoding.PEM))
+    write(folder / "server.pem", own.sign(authority, hashes.SHA384()).public_bytes(Encoding.PEM))
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write(folder / "server.key", private, PRIVATE)
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    return x509.CertificateBuilder(
+        issuer_name=issuer,
+        subject_name=subject,
+        public_key=key,
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - dt.timedelta(minutes=5),
+        not_valid_after=now + dt.timedelta(days=_DAYS),
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
