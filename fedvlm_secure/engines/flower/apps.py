@@ -1,6 +1,7 @@
 """The two apps of a VLM run: a Flower app is a file with ``app = server_app()`` and one with ``app = client_app()``."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,19 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedvlm_secure.engines.flower.client import respond
-from fedvlm_secure.engines.flower.node import Node, Prepared
+from fedvlm_secure.engines.flower.node import SETTINGS, Node, Prepared
 from fedvlm_secure.engines.flower.wire import without
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.secagg.plan import Plan
 
-_OURS = ("folder", "arrival-seconds", "training-seconds", "reply-seconds")
-
 
 def server_app() -> ServerApp:
     """The server of a VLM run.
 
-    Its settings are the app's run config: :class:`Settings` under the names they have in TOML, ``folder`` (the
-    server's own), and the deadlines ``arrival-seconds``, ``training-seconds`` and ``reply-seconds``.
+    The app's run config holds ``folder``, the server's own, and the deadlines ``arrival-seconds``,
+    ``training-seconds`` and ``reply-seconds``. The run's settings are ``settings.toml`` in that folder, the file that
+    hospitals have too; without one they are the rest of the run config, under the names that they have in TOML.
     """
     app = ServerApp()
 
@@ -31,14 +31,14 @@ def server_app() -> ServerApp:
         from fedvlm_secure.engines.flower.coordination import Deadlines, run
 
         config = dict(context.run_config)
-        own = {key: config.pop(key, None) for key in _OURS}
-        if not isinstance(own["folder"], str):
+        given = config.pop("folder", None)
+        if not isinstance(given, str):
             raise MisuseError("run config: folder must name the server's folder")
-        seconds = [
-            given if isinstance(given := own[key], int | float) else default
-            for key, default in zip(_OURS[1:], (600.0, 3600.0, 120.0), strict=True)
-        ]
-        run(grid, settings_of(config), Path(own["folder"]).expanduser(), Deadlines(*seconds))
+        folder = Path(given).expanduser()
+        seconds = {name: config.pop(f"{name}-seconds", default) for name, default in asdict(Deadlines()).items()}
+        file = folder / SETTINGS
+        settings = Settings.from_toml(file) if file.exists() else settings_of(config)
+        run(grid, settings, folder, Deadlines(**seconds))
 
     return app
 

@@ -117,9 +117,9 @@ def _answer(
         raise _fault("transport", "asks for a reply in the clear, which would show this hospital's update or metrics")
     header, body = taken
     node = Node.of(context.node_config)
+    if header.kind == HELLO and len(body) == CHALLENGE_BYTES:  # while it trains, too
+        return put(Header(HELLO, text=node.name), node.identity.sign(HELLO_PURPOSE, body))
     with node.locked():
-        if header.kind == HELLO and len(body) == CHALLENGE_BYTES:
-            return put(Header(HELLO, text=node.name), node.identity.sign(HELLO_PURPOSE, body))
         if header.kind == FINISH and finish is not None:
             finish(node, body)
             return put(Header(FINISH))

@@ -27,7 +27,6 @@ from fedvlm_secure.federation.rounds import SealedResult
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import write
-from fedvlm_secure.secagg.protocols import lookup
 
 log = logging.getLogger("flwr.secagg")
 
@@ -80,7 +79,6 @@ class _Server:
         identity, roster = load_identity(folder / KEY), rosterfile.read_signed(folder / ROSTER)
         roster.check_current(time.time())
         self._settings, self._deadlines = settings, deadlines
-        self._protocol = lookup(settings.aggregation.protocol)
         self._link, self._members = Link(grid, roster), len(roster.members)
         loaded, self._adapter = attached(settings)
         self._base = loaded.digest

@@ -11,7 +11,7 @@ import torch
 from fedvlm_secure import data
 from fedvlm_secure.engines.assembly import attached, encoded_splits, rows_of, sites_in
 from fedvlm_secure.engines.flower.job import Start
-from fedvlm_secure.engines.flower.node import ROSTER, Node, Prepared, policy_text
+from fedvlm_secure.engines.flower.node import ROSTER, SETTINGS, Node, Prepared, policy_text
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.participant import Participant
@@ -24,9 +24,6 @@ from fedvlm_secure.primitives.signing import SignatureError, verify
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.session import SERVER
-
-RUN = "settings.toml"
-"""The settings of the run that the hospital has agreed to take part in."""
 
 FINISH_PURPOSE = "flower-finish"
 
@@ -175,9 +172,11 @@ def settings_of(node: Node) -> Settings:
     Raises:
         MisuseError: there are none, or they do not fit together.
     """
-    path = node.folder / RUN
+    path = node.folder / SETTINGS
     if not path.exists():
-        raise MisuseError(f"{node.folder} holds no {RUN}: the settings of the run that this hospital has agreed to")
+        raise MisuseError(
+            f"{node.folder} holds no {SETTINGS}: the settings of the run that this hospital has agreed to"
+        )
     # Without a word of the hospital's own, what a run proposes is not thereby accepted.
     policy = {"protocols": ["pairwise"], **node.own.get("policy", {})}
     tables: dict[str, Any] = Settings.from_toml(path).model_dump(by_alias=True, exclude_none=True, mode="json")

@@ -39,6 +39,7 @@ from fedvlm_secure.secagg.roster import Roster
 from fedvlm_secure.secagg.session import SERVER
 
 KEY, ROSTER, OWN = "identity.key", "roster.cbor", "hospital.toml"
+SETTINGS = "settings.toml"  # of the run that was agreed on
 PASSPHRASE_VARIABLE = "FEDVLM_SECURE_PASSPHRASE"  # noqa: S105  # its name, not its value
 
 
