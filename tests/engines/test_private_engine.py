@@ -240,7 +240,7 @@ def test_a_server_that_asks_for_coarser_numbers_is_refused(
         return replace(plan, ring_bits=layout.ring_bits(len(plan.cohort), plan.noise_tail))
 
     monkeypatch.setattr(Coordinator, "_plan", coarser)
-    with pytest.raises(PolicyRefusalError, match="value_bits"):
+    with pytest.raises(ProtocolError, match=r"P-2\.5: its layout is not the one this client has agreed to"):
         local.run(settings(*CLIENT), tmp_path / "run")
 
 
@@ -273,7 +273,7 @@ def test_a_server_that_runs_another_attempt_than_it_announced_is_refused(
     propose = Coordinator._plan
 
     def later(coordinator: Coordinator, *args: Any) -> Plan:
-        return replace(propose(coordinator, *args), attempt=coordinator.attempt + 1)
+        return replace(propose(coordinator, *args), attempt=coordinator.place[1] + 1)
 
     monkeypatch.setattr(Coordinator, "_plan", later)
     with pytest.raises(ProtocolError, match=r"P-2\.7: is not for the attempt"):
