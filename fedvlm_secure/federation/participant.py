@@ -12,6 +12,7 @@ import numpy as np
 
 from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
+from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
 from fedvlm_secure.federation.lineage import Lineage
@@ -279,10 +280,15 @@ class Participant:
             return self.lineage(place[0], self._next).hash
 
         policy = self._policy(members, len(shared))
-        layout = vector_layout(self._adapter.layout(place[0]).size if self._trains(place[0]) else 0, self._settings)
+        layout = self.summed(place[0])
         return Party(
             self.name, self.identity, members, policy, model.hash, following, place, run=self.run, layout=layout
         )
+
+    def summed(self, round_index: int) -> VectorLayout:
+        """What this hospital has agreed to sum in a round."""
+        size = self._adapter.layout(round_index).size if self._trains(round_index) else 0
+        return vector_layout(size, self._settings)
 
     def _trains(self, round_index: int) -> bool:
         return round_index <= self._settings.rounds

@@ -149,8 +149,10 @@ def _prepared(node: Node, plan: Plan, terms: _Terms, message: Message, app: Call
     model, before = vectors.model_digest(arrays), vectors.flatten(arrays)
     layout = terms.layout(before.size if trains else 0)
     # Before this node's own numbers are looked at: a refusal must not depend on them.
-    if (plan.layout, plan.model) != (layout, model):
-        raise _fault("transport", "proposes to sum something else than this node has agreed to", plan.place, "P-2.5")
+    if plan.layout != layout:
+        raise _fault("plan", "proposes to sum something else than this node has agreed to", plan.place, "P-2.5")
+    if plan.model != model:
+        raise _fault("plan", "names other arrays than it has sent", plan.place, "P-2.3")
     asked, waiting = _digest(content, message.metadata.message_type), node.prepared()
     begun = Prepared(
         plan.protocol, plan.run, plan.hash, plan.place, asked, model, b"", {}, layout, policy_text(node.policy)

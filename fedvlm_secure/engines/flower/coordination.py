@@ -20,7 +20,7 @@ from fedvlm_secure.engines.flower.link import Link
 from fedvlm_secure.engines.flower.node import KEY, ROSTER, load_identity
 from fedvlm_secure.engines.flower.wire import FINISH, ROUND, Header
 from fedvlm_secure.engines.local import versions
-from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
+from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
 from fedvlm_secure.federation import rosterfile
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
 from fedvlm_secure.federation.rounds import SealedResult
@@ -101,8 +101,6 @@ class _Server:
                     session, header, nodes, starts, MessageType.TRAIN, self._deadlines.of_a_round
                 )
                 total = session.aggregate()
-            except PolicyRefusalError:
-                raise
             except ProtocolError as reason:
                 log.warning("attempt failed: %s", one_line(reason))
                 coordinator.abort(session, reason, seconds)

@@ -40,9 +40,11 @@ def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
         ProtocolError: what the server has sent does not lead to the plan's model, or a sum breaks a rule.
     """
     hospital = _Hospital(node)
-    hospital.bind(plan)
-    hospital.take_over(plan, start)
     participant, place = hospital.participant, plan.place
+    hospital.bind(plan)
+    if plan.layout != participant.summed(plan.round):
+        raise _fault("P-2.5", "proposes to sum something else than this hospital has agreed to", plan)
+    hospital.take_over(plan, start)
     if plan.round <= hospital.settings.rounds:
         participant.prepare(place, start.shared)
     elif plan.round == hospital.settings.rounds + 1 and hospital.settings.privacy.mode == "none":
@@ -50,7 +52,6 @@ def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
     else:
         raise _fault("P-2.7", "proposes a round beyond those that were agreed", plan)
     party, update = participant.admit(place, hospital.roster, start.shared)
-    assert party.layout is not None  # a participant knows what it sums
     return Prepared(
         protocol=plan.protocol,
         run=plan.run,
@@ -60,7 +61,7 @@ def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
         model=party.model,
         values=update.values.astype("<f4").tobytes(),
         counters=dict(update.counters),
-        layout=party.layout,
+        layout=plan.layout,
         policy=policy_text(party.policy),
         lineage=participant.starts(plan.round, start.shared) if hospital.reads_sums else None,
     )

@@ -132,7 +132,7 @@ class SecureAggregator:
 
     def _plan(self, arrays: ArrayRecord, cohort: tuple[ClientId, ...], message_type: str) -> Plan:
         table = self._settings
-        size = vectors.flatten(arrays).size if message_type.split(".")[0] == MessageType.TRAIN else 0
+        size = vectors.size(arrays) if message_type.split(".")[0] == MessageType.TRAIN else 0
         if len(cohort) < _FEWEST:
             members = len(self._roster.members)
             raise MisuseError(f"{len(cohort)} of {members} hospitals are connected; a sum needs {_FEWEST} or more")

@@ -27,16 +27,23 @@ def bounds_of(metrics: Mapping[str, float]) -> dict[str, int]:
     return {name: math.ceil(largest * RESOLUTION) for name, largest in metrics.items()}
 
 
-def flatten(arrays: ArrayRecord) -> NDArray[np.float32]:
-    """All values, float32 [d], array by array.
+def size(arrays: ArrayRecord) -> int:
+    """How many values there are, as the arrays' shapes say; raises :class:`MisuseError` if there is none."""
+    values = sum(math.prod(array.shape) for array in arrays.values())
+    if not values:
+        raise MisuseError("there are no arrays to aggregate; put the model's into the message's ArrayRecord")
+    return values
+
+
+def flatten(arrays: ArrayRecord) -> NDArray[np.floating]:
+    """All values, array by array: float32 [d], or float64 where an array is, so that a difference loses nothing.
 
     Raises:
         MisuseError: an array is not of floats, or there is no value.
     """
+    size(arrays)
     parts = [_floats(name, array) for name, array in arrays.items()]
-    if not sum(part.size for part in parts):
-        raise MisuseError("there are no arrays to aggregate; put the model's into the message's ArrayRecord")
-    return np.concatenate([part.ravel() for part in parts]).astype(np.float32, copy=False)
+    return np.concatenate([part.ravel() for part in parts], dtype=np.result_type(np.float32, *parts))
 
 
 def moved(arrays: ArrayRecord, mean: NDArray[np.float64]) -> ArrayRecord:

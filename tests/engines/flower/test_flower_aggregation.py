@@ -7,7 +7,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.error import Error
 from flwr.serverapp.strategy import FedAdam, FedAvg, Krum
 
+from fedvlm_secure.encoding.codec import Codec
+from fedvlm_secure.encoding.ring import Ring
 from fedvlm_secure.engines.flower import SecureAggregator, SecureStrategy
+from fedvlm_secure.engines.flower.vectors import flatten
 from fedvlm_secure.engines.flower.wire import REFUSAL, ROUND, Header, put, take
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.settings import AggregationTable
@@ -59,13 +62,33 @@ def test_the_mean_is_the_weighted_mean_and_takes_five_messages(grid, folders):
     assert [site.trained for site in grid.sites.values()] == [1] * len(NAMES)
 
 
-def test_no_reply_holds_an_update_a_weight_or_a_metric(grid, folders):
-    aggregate(grid, folders)
-    for _, _, reply in grid.sent:
-        assert set(reply.content) == {"fedvlm-secure", "fedvlm-secure.bytes"}
-        site = grid.sites[reply.metadata.src_node_id]
-        _, body = take(reply.content)
-        assert site.update.tobytes()[:16] not in body
+@pytest.mark.parametrize("protocol", ["pairwise", "plain"])
+def test_no_reply_holds_an_encoded_update_a_weight_or_a_metric(grid, folders, protocol, monkeypatch):
+    """Under ``plain`` the same search finds all of them."""
+    encode, traces = Codec.encode, set()
+
+    def watched(codec, update):
+        encoded = encode(codec, update)
+        ring = Ring(codec.layout.ring_bits(len(NAMES)))
+        words = ring.from_signed(encoded.integers)
+        traces.update([ring.pack(words[:8]), ring.pack(words[SIZE : SIZE + 2])])
+        return encoded
+
+    monkeypatch.setattr(Codec, "encode", watched)
+    for site in grid.sites.values():
+        (site.folder / "hospital.toml").write_text(f'[policy]\nprotocols = ["{protocol}"]\n')
+    aggregate(grid, folders, settings=SETTINGS.model_copy(update={"protocol": protocol}))
+    assert all(set(reply.content) == {"fedvlm-secure", "fedvlm-secure.bytes"} for _, _, reply in grid.sent)
+    bodies = b"".join(take(reply.content)[1] for _, _, reply in grid.sent)
+    assert len(traces) == 2 * len(NAMES)
+    assert {trace in bodies for trace in traces} == {protocol == "plain"}
+
+
+def test_arrays_of_doubles_lose_nothing_to_their_size(folders):
+    """A difference of 1e-4 between numbers around 1e6, which single precision could not tell apart."""
+    before = ArrayRecord([np.full(4, 1e6), np.ones(3, np.float32)])
+    after = ArrayRecord([np.full(4, 1e6 + 1e-4), np.ones(3, np.float32)])
+    np.testing.assert_allclose((flatten(after) - flatten(before))[:4], 1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("phase", ["keys", "shares", "masked-input", "consistency", "unmask"])

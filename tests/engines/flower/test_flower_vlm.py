@@ -13,7 +13,7 @@ from fedvlm_secure.engines.flower.node import load_identity
 from fedvlm_secure.engines.flower.wire import FINISH, REFUSAL, Header, put, raw, take
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import remembered
-from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.federation.rundir import Folder, RunDirectory
 from fedvlm_secure.federation.settings import Settings
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
@@ -138,6 +138,9 @@ def test_settings_that_the_hospitals_have_not_agreed_to_do_not_count(grid, setti
         return
     with pytest.raises(ProtocolError):
         coordination.run(grid, given, grid.server, QUICK)
+    for place in grid.sites.values():
+        lines = Folder(place.folder / "runs/t").metrics.lines()
+        assert not [line for line in lines if line["stage"] == "training"]
 
 
 def test_the_servers_own_signature_ends_a_run(grid, settings):
