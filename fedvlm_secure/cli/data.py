@@ -76,8 +76,8 @@ def examine(place: str | Mapping[str, str], model: str, settings: "Settings") ->
     rows = data.RowSettings(**settings.rows.model_dump(), unit=settings.privacy.unit)
 
     @cache
-    def collate() -> data.Collator:  # a mistake in the data set is answered before the model loads
-        return data.Collator(models.load(model, "cpu").processor, sys.maxsize)
+    def collate() -> data.Collator:  # a mistake in the data set is answered before the processor loads
+        return data.Collator(models.load_processor(model), sys.maxsize)
 
     return data.check(place, rows, lambda row: collate()([row])["input_ids"].shape[1], data.Collator.max_length)
 

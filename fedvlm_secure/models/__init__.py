@@ -9,10 +9,11 @@ from typing import Any
 _HOME = {
     "LoadedModel": "fedvlm_secure.models.loading",
     "load": "fedvlm_secure.models.loading",
+    "load_processor": "fedvlm_secure.models.loading",
     "lora_targets": "fedvlm_secure.models.families",
     "answer": "fedvlm_secure.models.answering",
 }
-__all__ = ["LoadedModel", "answer", "load", "lora_targets"]
+__all__ = ["LoadedModel", "answer", "load", "load_processor", "lora_targets"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ protocol, so one client cannot be shown another model than the rest.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,12 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
     if dtype not in DTYPES:
         raise MisuseError(f"dtype {dtype!r} is not known; choices: {', '.join(DTYPES)}")
     place, target = _place(model), _device(device)
-    loaded, processor, rows = _loaded(model, place, getattr(torch, dtype))
+    config = _config(model, place)
+    with _loading(model, config):
+        loaded = family_of(config).model.from_pretrained(
+            place, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    processor, rows = _processor(model, place, config)
     loaded.requires_grad_(False)
     loaded.eval()
     # Before the move: a digest of the same files is the same on every machine.
@@ -74,19 +80,39 @@ def load(model: str = "embedded", device: str = "auto", dtype: str = "float32") 
     return LoadedModel(loaded.to(target), rows, model, digest, lora_targets(loaded), bases)
 
 
-def _loaded(model: str, place: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """The model, its processor, and what the family makes of that to write rows with."""
-    family, config = None, None
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        family = family_of(config)
-        loaded = family.model.from_pretrained(place, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+def load_processor(model: str = "embedded") -> Any:
+    """What makes tensors of the model's rows, as in :class:`LoadedModel`, without loading its weights.
+
+    Raises:
+        MisuseError: as :func:`load` does.
+    """
+    place = _place(model)
+    _, rows = _processor(model, place, _config(model, place))
+    return rows
+
+
+def _config(model: str, place: str) -> Any:
+    with _loading(model):
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+
+
+def _processor(model: str, place: str, config: Any) -> tuple[Any, Any]:
+    """The model's processor, and what its family makes of that to write rows with."""
+    family = family_of(config)
+    with _loading(model, config):
         processor = family.processor.from_pretrained(place, trust_remote_code=False)
-        return loaded, processor, family.rows(processor, config)
+        return processor, family.rows(processor, config)
+
+
+@contextmanager
+def _loading(model: str, config: Any = None) -> Iterator[None]:
+    """Say in one sentence what is wrong with a model."""
+    try:
+        yield
     # An AttributeError is Florence-2's processor in want of a token.
     except (OSError, ValueError, ImportError, KeyError, AttributeError, MisuseError) as error:
         reason = " ".join(str(error).split())[:300]
-        if family is OTHER and config is not None:
+        if config is not None and family_of(config) is OTHER:
             kind = f"is of type {config.model_type!r}, none of the families known ({known()})"
             raise MisuseError(f"the model {model!r} {kind}, and cannot be loaded as another: {reason}") from error
         raise MisuseError(f"the model {model!r} cannot be loaded: {reason}") from error

@@ -1,6 +1,7 @@
 """``fedvlm-secure data check`` as a person meets it."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_json_is_one_object(call: Call, csv_folder: Path, tmp_path: Path) -> Non
     assert found["faults"]["reasons"] == {"picture outside the folder": 1, "empty answer": 1}
     assert sum(found["answers"]["all"]["top"].values()) == 160
     assert 16 < found["tokens"]["shortest"] <= found["tokens"]["longest"] < found["tokens"]["limit"]
+
+
+def test_tokens_are_counted_without_the_weights(
+    command: Call, model_folder: Path, csv_folder: Path, tmp_path: Path
+) -> None:
+    light = shutil.copytree(model_folder, tmp_path / "light")
+    for weights in light.glob("*.safetensors"):
+        weights.write_bytes(b"not weights")
+    whole, few = (
+        json.loads(command("data", "check", csv_folder, "--json", *SKIP, "--model", folder)[0])
+        for folder in (model_folder, light)
+    )
+    assert few["tokens"] == whole["tokens"]
 
 
 def test_rows_too_long_for_the_model_are_named(call: Call, csv_folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,8 @@ class Network:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports["superlink"]), 1):
                 return
             time.sleep(0.2)
-        raise MisuseError(f"the SuperLink did not come up; see {self.log('superlink')}")
+        said = self.log("superlink").read_text(errors="replace").strip().splitlines()[-3:]
+        raise MisuseError(f"the SuperLink did not come up: {' / '.join(said)} ({self.log('superlink')})")
 
     def register(self, name: str) -> None:
         """Let the SuperLink know the hospital's SuperNode key."""
@@ -155,18 +157,40 @@ class Network:
         told = json.loads(self.flwr("list", "--run-id", run, _LINK, "--format", "json"))
         return str(told["runs"][0]["status"])
 
-    def wait(self, run: str, seconds: float) -> str:
-        """Wait for the run to end; its status then, or the one it has when time is up."""
+    def wait(self, run: str, seconds: float, tell: Callable[[str], None] = lambda line: None) -> str:
+        """Wait for the run to end; its status then, or the one it has when time is up.
+
+        Args:
+            tell: gets the server's log, line by line.
+        """
         ends = time.monotonic() + seconds
-        while not (status := self.status(run)).startswith("finished") and time.monotonic() < ends:
-            time.sleep(4.0)  # each look starts a process
-        return status
+        while time.monotonic() < ends:
+            self._follow(run, ends, tell)  # ends with the run, or with the SuperLink
+            with suppress(MisuseError):
+                if (status := self.status(run)).startswith("finished"):
+                    return status
+            time.sleep(2.0)
+        return self.status(run)
+
+    def _follow(self, run: str, ends: float, tell: Callable[[str], None]) -> None:
+        """Read the server's log until there is no more of it."""
+        command = [self._program("flwr"), "log", run, _LINK, "--stream"]
+        with subprocess.Popen(
+            command, env=self._environment("flwr"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            timer = threading.Timer(max(ends - time.monotonic(), 0.0), process.kill)
+            timer.start()
+            try:
+                for line in process.stdout or ():
+                    tell(line.rstrip())
+            finally:
+                timer.cancel()
+                process.kill()
 
     def flwr(self, *words: str) -> str:
         """Run Flower's command line; its standard output. Raises :class:`MisuseError` with what it said."""
-        program = str(Path(sys.executable).with_name("flwr"))
         done = subprocess.run(
-            [program, *words], env=self._environment("flwr"), capture_output=True, text=True, check=False
+            [self._program("flwr"), *words], env=self._environment("flwr"), capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise MisuseError(f"flwr {words[0]} failed: {' '.join((done.stdout + done.stderr).split())[-500:]}")
@@ -190,7 +214,7 @@ class Network:
     def _spawn(self, name: str, program: str, *words: str) -> None:
         path = self.log(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(Path(sys.executable).with_name(program)), *words]
+        command = [self._program(program), *words]
         with path.open("ab") as file:
             # A session of its own: whatever Flower starts for it ends with it.
             self.processes[name] = subprocess.Popen(
@@ -202,9 +226,21 @@ class Network:
                 start_new_session=True,
             )
 
+    @staticmethod
+    def _program(name: str) -> str:
+        """One of Flower's programs, of this environment whether or not it is activated."""
+        return str(Path(sys.executable).with_name(name))
+
     def _environment(self, name: str) -> dict[str, str]:
         home = self.folder / ("flwr" if name in ("flwr", "superlink") else f"flwr-{name}")
-        return {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(home), **self.environment}
+        own = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_HOME": str(home),
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # a second otherwise, for every message
+            # Flower starts programs of its own by their names.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        }
+        return {**os.environ, **own, **self.environment}
 
 
 _TLS_FILES = (("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem"))
