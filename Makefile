@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# A process for each core, up to eight; a test file stays in one of them. More threads than that would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo smollm2-lite0 test test-slow fuzz lint bench vectors-check clean
@@ -19,10 +21,10 @@ smollm2-lite0: $(VENV)/.demo
 	$(BIN)/python -m fedvlm_secure.models.smollm2_lite0
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # A million mutated messages over all handlers, about half an hour. What fails is written to build/fuzz.
 fuzz: $(VENV)/.dev

@@ -44,6 +44,11 @@ class PlainObserver(Observer):
         """See :class:`Observer`."""
         self.say(what)
 
+    def logged(self, what: str) -> None:
+        """See :class:`Observer`."""
+        self.stop_if_asked()
+        self.say(what)
+
     def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
         """See :class:`Observer`."""
         self.stop_if_asked()

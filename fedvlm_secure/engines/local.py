@@ -77,7 +77,7 @@ def run(
         ProtocolError: a round failed as often as the settings allow.
     """
     folder = RunDirectory(Path("runs") / settings.name if out is None else Path(out))
-    _check_folder(folder, settings, resume)
+    check_folder(folder, settings, resume)
     lookup(settings.aggregation.protocol)
     torch.set_num_threads(settings.threads)
     with folder.locked():
@@ -232,8 +232,8 @@ class _Watched:
         self._observer.phase_ends(phase, spent)
 
 
-def _check_folder(folder: RunDirectory, settings: Settings, resume: bool) -> None:
-    """Never write among files that are not this run's."""
+def check_folder(folder: RunDirectory, settings: Settings, resume: bool) -> None:
+    """Never write among files that are not this run's; raises :class:`MisuseError`."""
     if folder.settings.exists():
         if not resume:
             raise MisuseError(

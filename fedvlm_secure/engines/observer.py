@@ -12,6 +12,9 @@ class Observer:
     def skipped(self, what: str) -> None:
         """Rows of the data set are left out, because they cannot be used and the settings say so."""
 
+    def logged(self, what: str) -> None:
+        """The server's process has logged something about the run."""
+
     def round_begins(self, round_index: int, rounds: int, attempt: int, sites: int) -> None:
         """An attempt at a round begins, with ``sites`` hospitals; round ``rounds + 1`` is the closing evaluation."""
 

@@ -21,6 +21,7 @@ from fedvlm_secure.files import read_json, write, write_json
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 
 MANIFEST = "manifest.json"
+DEPLOYMENT = "flower"  # the folder of a run's processes on this machine, with everybody's keys; not part of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,10 @@ class RunDirectory:
                 yield path
 
     def _is_private(self, path: Path) -> bool:
-        """Whether the path lies in a party's state; a hospital may itself be called ``state``."""
+        """Whether the path lies in a party's state, or a deployment; a hospital may itself be called ``state``."""
         of_the_server, *rest = path.relative_to(self.path).parts
+        if of_the_server == DEPLOYMENT:
+            return True
         return (rest[:1] if of_the_server == "coordinator" else rest[1:2]) == ["state"]
 
     def sign_manifest(self, identity: Identity) -> None:

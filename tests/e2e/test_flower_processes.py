@@ -1,23 +1,33 @@
 """Real processes on loopback: a SuperLink and SuperNodes, TLS and node authentication on."""
 
-import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
 from fedvlm_secure.engines import local
+from fedvlm_secure.engines.flower import deployment
 from fedvlm_secure.engines.flower.network import Network
-from fedvlm_secure.engines.flower.node import Node
-from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.engines.flower.node import Node, Prepared
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.rundir import DEPLOYMENT, RunDirectory
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives.schema import unpack
+from fedvlm_secure.primitives.wire import STATE_LIMITS
+from fedvlm_secure.secagg.plan import Plan
+from fedvlm_secure.secagg.transcript import Transcript
 
-APP = Path(__file__).parents[2] / "examples/hospitals"
 SITES = ("site-a", "site-b", "site-c", "site-d")
 ROUNDS = 3
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
+
+Updates = dict[tuple[int, str], Prepared]  # by round and hospital
 
 
 def test_three_rounds_over_four_supernodes_end_where_the_local_engine_does(
@@ -26,34 +36,76 @@ def test_three_rounds_over_four_supernodes_end_where_the_local_engine_does(
     quick = [f"model={model_folder}", f"data={data_folder}", f"rounds={ROUNDS}", "threads=1", "name=t"]
     small = ["training.steps=2", "training.batch-size=8", "adapter.rank=2", "aggregation.rounding=nearest"]
     settings = Settings.from_tables({}, [*quick, *small])
-    network = Network(tmp_path / "net", SITES, {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"})
-    network.make_keys()
-    for name in ("server", *SITES):
-        (network.party(name) / "settings.toml").write_text(settings.to_toml())
-    for name in SITES:
-        (network.party(name) / "hospital.toml").write_text(f'data = "{data_folder}"\nsites = ["{name}"]\n')
-    with network:
-        server = network.party("server")
-        number = network.run(APP, {"folder": str(server), "arrival-seconds": 60, "reply-seconds": 60})
-        assert network.wait(number, 600) == "finished:completed", network.log("superlink").read_text()[-4000:]
-    run = server / "runs/t"
-    RunDirectory(run).verify_manifest()
-    local.run(settings, tmp_path / "local")
-    after = safetensors.numpy.load_file(run / f"coordinator/global/round-{ROUNDS:04d}.safetensors")
-    expected = safetensors.numpy.load_file(tmp_path / f"local/coordinator/global/round-{ROUNDS:04d}.safetensors")
-    assert {name: value.tobytes() for name, value in after.items()} == {n: v.tobytes() for n, v in expected.items()}
-    assert_nothing_of_a_hospital_is_at_the_server(network)
+    network = Network(tmp_path / "run" / DEPLOYMENT, SITES)
+    with logged_by_hospitals(network) as updates:
+        result = deployment.run(settings, tmp_path / "run")
+    RunDirectory(result.folder).verify_manifest()
+    assert [row.site for row in result.sites] == list(SITES)
+    expected = local.run(settings, tmp_path / "local")
+    assert [row.final for row in result.sites] == [row.final for row in expected.sites]
+    for round_index in range(ROUNDS + 1):
+        mine, other = (shared_after(folder, round_index) for folder in (result.folder, expected.folder))
+        assert mine.tobytes() == other.tobytes()
+    for round_index in range(1, ROUNDS + 1):
+        assert_the_sum_is_of_what_hospitals_logged(result.folder, round_index, updates)
+    assert_nothing_of_a_hospital_is_at_the_server(network, updates)
 
 
-def assert_nothing_of_a_hospital_is_at_the_server(network: Network) -> None:
-    """Byte by byte: the SuperLink's database and logs, Flower's folder, the run directory."""
+@contextmanager
+def logged_by_hospitals(network: Network) -> Iterator[Updates]:
+    """Every update that a hospital has kept for a round, as it lay sealed in its own folder meanwhile."""
+    updates, over = Updates(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            for name in network.names:
+                try:
+                    prepared = Node(network.party(name)).prepared()
+                except (MisuseError, OSError):
+                    continue  # not yet
+                if prepared is not None:
+                    updates[prepared.place[0], name] = prepared
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield updates
+    finally:
+        over.set()
+        thread.join()
+
+
+def assert_the_sum_is_of_what_hospitals_logged(run: Path, round_index: int, updates: Updates) -> None:
+    """As integers: their encodings' sum, decoded, is what the shared state moved by."""
+    record = run / f"coordinator/transcript/round-{round_index:04d}-attempt-1.cbor"
+    codec = unpack(Plan, Transcript.from_bytes(record.read_bytes()).plan, STATE_LIMITS).codec
+    encoded = [codec.encode(updates[round_index, name].update).integers for name in SITES]
+    decoded = codec.decode(np.sum(encoded, axis=0))
+    moved = shared_after(run, round_index) - shared_after(run, round_index - 1)
+    np.testing.assert_allclose(moved, decoded.mean, rtol=0, atol=1e-6)
+    assert np.abs(decoded.mean).max() > 1e-4
+
+
+def assert_nothing_of_a_hospital_is_at_the_server(network: Network, updates: Updates) -> None:
+    """Byte by byte: the SuperLink's database and logs, Flower's folder, all that the server's folder holds."""
     places = [network.folder / "superlink.sqlite", *network.folder.glob("superlink.sqlite-*")]
-    places += [path for place in ("logs", "flwr") for path in (network.folder / place).rglob("*") if path.is_file()]
-    places += [path for path in network.party("server").rglob("*") if path.is_file()]
-    kept = b"".join(path.read_bytes() for path in places if not re.search("superlink.sqlite-shm", path.name))
+    for place in (network.folder / "logs", network.folder / "flwr", network.party("server")):
+        places += [path for path in place.rglob("*") if path.is_file()]
+    kept = b"".join(path.read_bytes() for path in places)
+    shared = (network.party("server") / "runs/t/coordinator/global/round-0003.safetensors").read_bytes()
+    assert shared[-64:] in kept  # this search finds what is there
     for name in SITES:
-        folder, node = network.party(name), Node(network.party(name))
-        secrets = [node.identity.seed.reveal()]
+        folder = network.party(name)
+        secrets = [Node(folder).identity.seed.reveal()]
         adapter = safetensors.numpy.load_file(folder / "runs/t/adapter/adapter_model.safetensors")
-        secrets += [value.tobytes()[:64] for tensor, value in adapter.items() if "lora_A" in tensor]
-        assert not any(secret in kept for secret in secrets), name
+        secrets += [value.tobytes()[:32] for tensor, value in adapter.items() if "lora_A" in tensor]
+        secrets += re.findall(rb"\d+\.\d{9,}", (folder / "runs/t/metrics.jsonl").read_bytes())
+        for round_index in range(1, ROUNDS + 1):
+            values = updates[round_index, name].values
+            secrets += [values[at : at + 16] for at in range(0, len(values) - 16, 256)]
+        assert not any(secret in kept for secret in secrets if any(secret)), name
+
+
+def shared_after(run: Path, round_index: int) -> np.ndarray:
+    tensors = safetensors.numpy.load_file(run / f"coordinator/global/round-{round_index:04d}.safetensors")
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])

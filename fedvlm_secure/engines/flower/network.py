@@ -3,6 +3,7 @@
 It does what ``examples/hospitals/loopback.sh`` does with commands: for ``run --engine flower`` and for tests.
 """
 
+import ctypes
 import datetime as dt
 import ipaddress
 import json
@@ -67,6 +68,8 @@ class Network:
     def __enter__(self) -> Self:
         self.make_keys()
         self._connect()
+        for path in self.folder.glob("superlink.sqlite*"):
+            path.unlink()  # of a deployment that has ended; what a run needs to go on lies with its parties
         try:
             self.start_superlink()
             for name in self.names:
@@ -224,6 +227,7 @@ class Network:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # two calls into C
             )
 
     @staticmethod
@@ -242,6 +246,14 @@ class Network:
         }
         return {**os.environ, **own, **self.environment}
 
+
+def _end_with_parent() -> None:
+    """Nothing is left running of a deployment whose process was killed."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 _TLS_FILES = (("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem"))
 
