@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo smollm2-lite0 test test-slow fuzz lint bench vectors-check clean
+.PHONY: demo smollm2-lite0 test test-slow fuzz soak lint bench vectors-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fedvlm-secure demo
@@ -29,6 +29,10 @@ test-slow: $(VENV)/.dev
 # A million mutated messages over all handlers, about half an hour. What fails is written to build/fuzz.
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/fuzzer.py --messages 1000000 --seed 1
+
+# Fifty rounds over real Flower processes, some of which are killed: about half an hour.
+soak: $(VENV)/.dev
+	$(BIN)/python tests/e2e/flower_soak.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -96,11 +97,15 @@ class Network:
         for name in (SERVER, *self.names):
             write(self.party(name) / ROSTER, roster)
         for name in self.names:
-            key = ec.generate_private_key(ec.SECP384R1())
-            private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-            write(self.party(name) / "supernode.key", private, PRIVATE)
-            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            write(self.party(name) / "supernode.pub", public)
+            self.make_supernode_key(name)
+
+    def make_supernode_key(self, name: str) -> None:
+        """The key by which the SuperLink knows a hospital's SuperNode, once it is registered."""
+        key = ec.generate_private_key(ec.SECP384R1())
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        write(self.party(name) / "supernode.key", private, PRIVATE)
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        write(self.party(name) / "supernode.pub", public)
 
     def _connect(self) -> None:
         """Tell Flower's command line where the SuperLink is."""
@@ -133,7 +138,7 @@ class Network:
             name,
             "flower-supernode",
             f"--superlink=127.0.0.1:{self._ports['superlink']}",
-            f"--port={self._ports[name]}",
+            f"--port={self._ports.setdefault(name, _free_ports(1)[0])}",
             f"--root-certificates={self._ca}",
             f"--auth-supernode-private-key={self.party(name) / 'supernode.key'}",
             *(f"--ssl-{kind}file={self.folder / 'tls' / file}" for kind, file in _TLS_FILES),
@@ -143,8 +148,11 @@ class Network:
     def kill(self, name: str, sign: int = signal.SIGKILL) -> None:
         """End a process and all that it started, at once."""
         process = self.processes.pop(name)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(process.pid)
+            for each in (top, *top.children(recursive=True)):  # Flower detaches what it starts
+                with suppress(psutil.NoSuchProcess):
+                    each.send_signal(sign)
         process.wait()
 
     def run(self, app: Path, config: Mapping[str, object]) -> str:

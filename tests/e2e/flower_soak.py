@@ -1,0 +1,127 @@
+"""Many rounds over real SuperNodes while processes are killed at random: ``make soak``.
+
+Ends with an error if a sum is not, to the last bit, that of its survivors' updates, if a process is left over, or if
+the server's process grows.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from network_kit import SITES, assert_exact, begin, learnt
+
+from fedvlm_secure.engines.flower.network import SERVER, Network
+
+DEADLINE = 30  # seconds that hospitals have for a message
+STUCK = 900.0  # seconds without a new round
+MEMORY_MIB = 64  # by which the server's process may ever be larger than after its first round
+SUPERLINK = "superlink"
+
+
+class Killer(threading.Thread):
+    """Kills a hospital, the server or the SuperLink now and then, and starts it again a little later."""
+
+    def __init__(self, network: Network, choices: random.Random, pause: float) -> None:
+        super().__init__()
+        self.network, self.choices, self.pause = network, choices, pause
+        self.over, self.killed = threading.Event(), list[str]()
+
+    def run(self) -> None:
+        while not self.over.wait(self.choices.expovariate(1 / self.pause)):
+            # Three hospitals make a sum, so one of four at a time.
+            victim = self.choices.choices([*SITES, SERVER, SUPERLINK], [2] * len(SITES) + [2, 1])[0]
+            self.killed.append(victim)
+            if victim == SERVER:
+                with suppress(OSError, ValueError):
+                    os.kill(int((self.network.party(SERVER) / "pid").read_text()), signal.SIGKILL)
+                continue
+            self.network.kill(victim)
+            self.over.wait(self.choices.uniform(0, 10))
+            if victim == SUPERLINK:
+                self.network.start_superlink()
+            else:
+                self.network.start(victim)
+
+
+def main() -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seed", type=int, help="of who is killed and when; another one every time if not given")
+    parser.add_argument("--pause", type=float, default=25.0, help="mean seconds from a kill to the next")
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="fedvlm-soak-"))
+    print(f"seed {seed}, everything in {folder}", flush=True)
+    began, network = time.monotonic(), Network(folder, SITES)
+    with network:
+        killer = Killer(network, random.Random(seed), options.pause)
+        killer.start()
+        try:
+            rounds(network, options.rounds)
+        finally:
+            killer.over.set()
+            killer.join()
+    if left := _left_over(folder):
+        sys.exit(f"left over: {left}")
+    exact = [assert_exact(network, number) for number in range(1, options.rounds + 1)]
+    whole = sum(len(survivors) == len(SITES) for survivors in exact)
+    times = {name: killer.killed.count(name) for name in (*SITES, SERVER, SUPERLINK)}
+    print(f"{len(exact)} rounds, every sum exact, {whole} of them of all {len(SITES)} hospitals")
+    print(f"killed: {times}; {time.monotonic() - began:.0f} s; nothing left running")
+
+
+def rounds(network: Network, wanted: int) -> None:
+    """Begin runs until there are so many rounds; a run ends when its server was killed."""
+    memory: dict[int, list[float]] = {}
+    last, since = 0, time.monotonic()
+    while (done := len(learnt(network))) < wanted:
+        if done > last:
+            last, since = done, time.monotonic()
+        if time.monotonic() - since > STUCK:
+            sys.exit(f"no round for {STUCK:.0f} s after round {done}; see {network.folder}")
+        server = _server(network)
+        if server is None:
+            with suppress(Exception):  # while the SuperLink is down
+                begin(network, wanted - done, seconds=DEADLINE)
+        else:
+            with suppress(psutil.NoSuchProcess):
+                memory.setdefault(server.pid, []).append(server.memory_info().rss / 2**20)
+                seen = memory[server.pid]
+                if done > last and max(seen) - seen[0] > MEMORY_MIB:
+                    sys.exit(f"the server has grown from {seen[0]:.0f} to {max(seen):.0f} MiB")
+        time.sleep(3)
+    longest = max(memory.values(), key=len)
+    print(f"the server's memory, in its longest life: {longest[len(longest) // 4]:.0f} to {longest[-1]:.0f} MiB")
+
+
+def _left_over(folder: Path, patience: float = 10.0) -> list[str]:
+    """Processes of this deployment that have not ended."""
+    ends = time.monotonic() + patience
+    while True:
+        commands = (" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
+        found = [command for command in commands if str(folder) in command]
+        if not found or time.monotonic() > ends:
+            return found
+        time.sleep(0.5)
+
+
+def _server(network: Network) -> psutil.Process | None:
+    """The server's process, if it runs or has just been asked for."""
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        process = psutil.Process(int((network.party(SERVER) / "pid").read_text()))
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+if __name__ == "__main__":
+    main()

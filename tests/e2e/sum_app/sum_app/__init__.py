@@ -1,0 +1,1 @@
+"""Vectors that are known beforehand, summed over real SuperNodes."""
