@@ -56,17 +56,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, help="of who is killed and when; another one every time if not given")
-    parser.add_argument("--pause", type=float, default=25.0, help="mean seconds from a kill to the next")
+    parser.add_argument("--pause", type=float, default=60.0, help="mean seconds from a kill to the next")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="fedvlm-soak-"))
-    print(f"seed {seed}, everything in {folder}", flush=True)
+    print(f"seed {seed}, everything is in {folder}", flush=True)
     began, network = time.monotonic(), Network(folder, SITES)
     with network:
         killer = Killer(network, random.Random(seed), options.pause)
         killer.start()
         try:
-            rounds(network, options.rounds)
+            rounds(network, options.rounds, killer)
         finally:
             killer.over.set()
             killer.join()
@@ -79,13 +79,14 @@ def main() -> None:
     print(f"killed: {times}; {time.monotonic() - began:.0f} s; nothing left running")
 
 
-def rounds(network: Network, wanted: int) -> None:
+def rounds(network: Network, wanted: int, killer: Killer) -> None:
     """Begin runs until there are so many rounds; a run ends when its server was killed."""
     memory: dict[int, list[float]] = {}
     last, since = 0, time.monotonic()
     while (done := len(learnt(network))) < wanted:
         if done > last:
             last, since = done, time.monotonic()
+            print(f"{done} of {wanted} rounds, {len(killer.killed)} kills", flush=True)
         if time.monotonic() - since > STUCK:
             sys.exit(f"no round for {STUCK:.0f} s after round {done}; see {network.folder}")
         server = _server(network)

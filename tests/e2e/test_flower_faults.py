@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from network_kit import SITES, assert_exact, begin, learnt
+from network_kit import APP, SITES, assert_exact, begin, learnt
 
 from fedvlm_secure.engines.flower.network import Network
 from fedvlm_secure.engines.flower.node import KEY, ROSTER
@@ -135,7 +135,7 @@ def test_a_server_with_another_key_gets_nothing(network: Network) -> None:
     members = read_roster((network.party("server") / ROSTER).read_bytes()).members
     write(impostor / ROSTER, sign_roster(Roster(consortium.public, 1, NEVER, own.public, members), consortium))
     said: list[str] = []
-    number = begin(network, 1, folder=str(impostor), rounds=1, seconds=20)
+    number = network.run(APP, {"folder": str(impostor), "rounds": 1, "seconds": 20})
     assert network.wait(number, PATIENCE, said.append) == "finished:failed"
     assert not (impostor / "learnt.jsonl").exists()
     assert updates_kept(network) == before  # nobody has trained for it
@@ -146,6 +146,13 @@ def test_a_server_with_another_key_gets_nothing(network: Network) -> None:
 def updates_kept(network: Network) -> int:
     """By all hospitals together."""
     return len(list(network.folder.glob("parties/*/kept/*.npy")))
+
+
+def test_ten_million_numbers_pass(network: Network) -> None:
+    """Flower carries them in pieces below the limits of its transport."""
+    done = len(learnt(network))
+    assert network.wait(begin(network, 1, size=10_000_000, seconds=240), 2 * PATIENCE) == DONE
+    assert assert_exact(network, done + 1) == list(SITES)
 
 
 def test_the_numpy_example_runs_as_it_is(network: Network) -> None:

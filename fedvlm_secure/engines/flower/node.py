@@ -40,6 +40,7 @@ from fedvlm_secure.secagg.session import SERVER
 
 KEY, ROSTER, OWN = "identity.key", "roster.cbor", "hospital.toml"
 SETTINGS = "settings.toml"  # of the run that was agreed on
+SIMULATED_VARIABLE = "FEDVLM_SECURE_SIMULATED"
 PASSPHRASE_VARIABLE = "FEDVLM_SECURE_PASSPHRASE"  # noqa: S105  # its name, not its value
 
 
@@ -98,11 +99,17 @@ class Node:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Node":
-        """The hospital that a SuperNode was started for, with ``--node-config 'folder="…"'``."""
+        """The hospital that a SuperNode was started for, with ``--node-config 'folder="…"'``.
+
+        In Flower's simulation no SuperNode is started: there the hospitals are the folders in the folder that the
+        environment variable :data:`SIMULATED_VARIABLE` names, by name, one for each partition.
+        """
         folder = config.get("folder")
-        if not isinstance(folder, str):
-            raise MisuseError("start the SuperNode with --node-config 'folder=\"/path/of/the/hospital\"'")
-        return cls(Path(folder).expanduser())
+        if isinstance(folder, str):
+            return cls(Path(folder).expanduser())
+        if SIMULATED_VARIABLE in os.environ:
+            return cls(_simulated(Path(os.environ[SIMULATED_VARIABLE]).expanduser(), config.get("partition-id")))
+        raise MisuseError("start the SuperNode with --node-config 'folder=\"/path/of/the/hospital\"'")
 
     @cached_property
     def own(self) -> dict[str, Any]:
@@ -218,6 +225,13 @@ def load_identity(path: Path) -> Identity:
 
 def _passphrase() -> str:
     return os.environ[PASSPHRASE_VARIABLE]
+
+
+def _simulated(place: Path, partition: object) -> Path:
+    folders = sorted(path.parent for path in place.glob(f"*/{KEY}") if path.parent.name != SERVER)
+    if not isinstance(partition, int) or not 0 <= partition < len(folders):
+        raise MisuseError(f"{place} holds {len(folders)} hospitals' folders; simulate as many SuperNodes")
+    return folders[partition]
 
 
 def _name_of(identity: Identity, roster: Roster, folder: Path) -> str:
