@@ -40,7 +40,8 @@ def environment(**more: object) -> dict[str, str]:
 def test_a_run_on_one_machine_then_each_party_by_itself(tmp_path: Path, model_folder: Path, data_folder: Path) -> None:
     settings, folder = tmp_path / "settings.toml", tmp_path / "net"
     settings.write_text(
-        f'name = "t"\nmodel = "{model_folder}"\ndata = "{data_folder}"\nsites = {list(SITES)}\nrounds = 1\nthreads = 1\n'
+        f'name = "t"\nmodel = "{model_folder}"\ndata = "{data_folder}"\nsites = {list(SITES)}\n'
+        "rounds = 1\nthreads = 1\n"
         "[training]\nsteps = 1\nbatch-size = 8\n[adapter]\nrank = 2\n"
     )
     words = ["bash", SCRIPTS / "loopback.sh", folder, settings, *SITES]
