@@ -96,9 +96,10 @@ class Participant:
 
         Raises:
             MisuseError: the roster does not list this hospital with its own keys.
-            VerificationError: it is not sound and signed.
+            VerificationError: it is not sound and signed, or is another than the pinned one (R-3).
         """
         if self._pin_path.exists():
+            open_roster(roster, pinned=self._pin_path.read_bytes())
             return
         listed = read_roster(roster)
         if member(self.name, self.identity) not in listed.members:

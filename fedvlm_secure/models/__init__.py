@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "NAMES": "fedvlm_secure.models.loading",
     "LoadedModel": "fedvlm_secure.models.loading",
     "load": "fedvlm_secure.models.loading",
     "load_processor": "fedvlm_secure.models.loading",
     "lora_targets": "fedvlm_secure.models.families",
     "answer": "fedvlm_secure.models.answering",
 }
-__all__ = ["LoadedModel", "answer", "load", "load_processor", "lora_targets"]
+__all__ = ["NAMES", "LoadedModel", "answer", "load", "load_processor", "lora_targets"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ EMBEDDED = Path(__file__).parent / "tiny_smolvlm"
 SMOLLM2_LITE0 = "smollm2-lite0"
 # By preset, which recipe its folder in the cache was built by: another number for another recipe.
 _PRESETS = {SMOLLM2_LITE0: 1}
+NAMES = ("embedded", *_PRESETS)  # the models that come with the package, or are built from it
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -1,9 +1,12 @@
 """A real network whose hospitals keep copies of their updates, and whether its sums are those updates' sums."""
 
 import json
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.engines.flower.network import SERVER, Network
@@ -14,7 +17,11 @@ from fedvlm_secure.secagg.transcript import Transcript
 
 APP = Path(__file__).parent / "sum_app"
 SITES = ("site-a", "site-b", "site-c", "site-d")
-WEIGHT = 3  # of every hospital
+
+
+def weight(name: str) -> int:
+    """A hospital's weight, as ``sum_app`` has it."""
+    return 3 + zlib.crc32(name.encode()) % 97
 
 
 def learnt(network: Network) -> list[dict]:
@@ -29,6 +36,14 @@ def begin(network: Network, rounds: int, **config: object) -> str:
     return network.run(APP, whole)
 
 
+def kill_server(network: Network) -> None:
+    """End the server's process, which Flower has started, at once."""
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        process = psutil.Process(int((network.party(SERVER) / "pid").read_text()))
+        if "flwr-serverapp" in " ".join(process.cmdline()):  # and not another that has got its number
+            process.kill()
+
+
 def kept(network: Network, name: str, round_index: int) -> np.ndarray:
     """The update that the hospital has kept a copy of; of several attempts the last."""
     return np.load(max((network.party(name) / "kept").glob(f"round-{round_index:04d}-*.npy")))
@@ -40,9 +55,9 @@ def assert_exact(network: Network, round_index: int) -> list[str]:
     attempts = (server / "transcript").glob(f"round-{round_index:04d}-*.cbor")
     record = max(attempts, key=lambda path: int(path.stem.rsplit("-", 1)[1]))
     codec = unpack(Plan, Transcript.from_bytes(record.read_bytes()).plan, STATE_LIMITS).codec
-    updates = [Update(kept(network, name, round_index), {"weight": WEIGHT}) for name in line["survivors"]]
+    updates = [Update(kept(network, name, round_index), {"weight": weight(name)}) for name in line["survivors"]]
     mean = codec.decode(np.sum([codec.encode(update).integers for update in updates], axis=0)).mean
     after = np.load(server / f"after-{round_index:04d}.npy")
     assert after.tobytes() == (np.float64(round_index) + mean).astype(np.float32).tobytes(), round_index
-    assert line["weight"] == WEIGHT * len(line["survivors"])
+    assert line["weight"] == sum(map(weight, line["survivors"]))
     return list(line["survivors"])

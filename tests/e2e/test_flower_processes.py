@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from fedvlm_secure.secagg.transcript import Transcript
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 ROUNDS = 3
+PAGE = 4096  # bytes, of SQLite
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 
@@ -37,7 +38,7 @@ def test_three_rounds_over_four_supernodes_end_where_the_local_engine_does(
     small = ["training.steps=2", "training.batch-size=8", "adapter.rank=2", "aggregation.rounding=nearest"]
     settings = Settings.from_tables({}, [*quick, *small])
     network = Network(tmp_path / "run" / DEPLOYMENT, SITES)
-    with logged_by_hospitals(network) as updates:
+    with watched(network) as (updates, pages):
         result = deployment.run(settings, tmp_path / "run")
     RunDirectory(result.folder).verify_manifest()
     assert [row.site for row in result.sites] == list(SITES)
@@ -48,16 +49,23 @@ def test_three_rounds_over_four_supernodes_end_where_the_local_engine_does(
         assert mine.tobytes() == other.tobytes()
     for round_index in range(1, ROUNDS + 1):
         assert_the_sum_is_of_what_hospitals_logged(result.folder, round_index, updates)
-    assert_nothing_of_a_hospital_is_at_the_server(network, updates)
+    assert_nothing_of_a_hospital_is_at_the_server(network, updates, b"".join(pages))
 
 
 @contextmanager
-def logged_by_hospitals(network: Network) -> Iterator[Updates]:
-    """Every update that a hospital has kept for a round, as it lay sealed in its own folder meanwhile."""
-    updates, over = Updates(), threading.Event()
+def watched(network: Network) -> Iterator[tuple[Updates, set[bytes]]]:
+    """What appears meanwhile: updates as hospitals keep them, sealed in their own folders; the SuperLink's database.
+
+    The database as pages: Flower deletes what has been answered, so that one look in the end would not do.
+    """
+    updates, pages, over = Updates(), set[bytes](), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.2):
+        while not over.wait(0.5):
+            for name, first, length in (("superlink.sqlite", 0, PAGE), ("superlink.sqlite-wal", 32, 24 + PAGE)):
+                with suppress(OSError):
+                    content = (network.folder / name).read_bytes()
+                    pages.update(content[at : at + length][-PAGE:] for at in range(first, len(content), length))
             for name in network.names:
                 try:
                     prepared = Node(network.party(name)).prepared()
@@ -69,7 +77,7 @@ def logged_by_hospitals(network: Network) -> Iterator[Updates]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield updates
+        yield updates, pages
     finally:
         over.set()
         thread.join()
@@ -86,14 +94,14 @@ def assert_the_sum_is_of_what_hospitals_logged(run: Path, round_index: int, upda
     assert np.abs(decoded.mean).max() > 1e-4
 
 
-def assert_nothing_of_a_hospital_is_at_the_server(network: Network, updates: Updates) -> None:
+def assert_nothing_of_a_hospital_is_at_the_server(network: Network, updates: Updates, database: bytes) -> None:
     """Byte by byte: the SuperLink's database and logs, Flower's folder, all that the server's folder holds."""
-    places = [network.folder / "superlink.sqlite", *network.folder.glob("superlink.sqlite-*")]
+    places = list[Path]()
     for place in (network.folder / "logs", network.folder / "flwr", network.party("server")):
         places += [path for path in place.rglob("*") if path.is_file()]
-    kept = b"".join(path.read_bytes() for path in places)
-    shared = (network.party("server") / "runs/t/coordinator/global/round-0003.safetensors").read_bytes()
-    assert shared[-64:] in kept  # this search finds what is there
+    shared = shared_after(network.party("server") / "runs/t", 1).tobytes()
+    assert any(shared[at : at + 16] in database for at in range(0, len(shared), 256))  # this search finds what is there
+    kept = database + b"".join(path.read_bytes() for path in places)
     for name in SITES:
         folder = network.party(name)
         secrets = [Node(folder).identity.seed.reveal()]

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+
+from fedvlm_secure.engines.flower.network import free_ports
 
 SCRIPTS = Path(__file__).parents[2] / "examples/hospitals"
 SITES = ("site-a", "site-b", "site-c")
@@ -25,11 +27,14 @@ pytestmark = [
 ]
 
 
-def free_ports(count: int) -> int:
-    """The first of so many in a row, free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return min(one.getsockname()[1], 65535 - count)
+def ports_in_a_row(count: int) -> int:
+    """The first of so many that nobody listens on."""
+    while True:
+        (first,) = free_ports(1)
+        with suppress(OSError), ExitStack() as stack:
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def environment(**more: object) -> dict[str, str]:
@@ -45,18 +50,20 @@ def test_a_run_on_one_machine_then_each_party_by_itself(tmp_path: Path, model_fo
         "[training]\nsteps = 1\nbatch-size = 8\n[adapter]\nrank = 2\n"
     )
     words = ["bash", SCRIPTS / "loopback.sh", folder, settings, *SITES]
-    done = subprocess.run(words, env=environment(PORT=free_ports(8)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment(PORT=ports_in_a_row(8)), capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert (folder / "server/runs/t/coordinator/summary.json").exists()
     assert all((folder / site / "runs/t/adapter/adapter_model.safetensors").exists() for site in SITES)
-    again = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900, check=False)
     assert (again.returncode, again.stderr) == (2, f"{folder} exists; name another folder\n")
     each_by_itself(folder)
 
 
 def each_by_itself(folder: Path) -> None:
     """The same parties with ``machines.sh``; the run is finished, so they only take over its result again."""
-    first, processes = free_ports(8), list[subprocess.Popen[bytes]]()
+    first, processes = ports_in_a_row(8), list[subprocess.Popen[bytes]]()
     told = {"SUPERLINK": f"127.0.0.1:{first}", "LISTEN": "127.0.0.1"}
     script = ["bash", str(SCRIPTS / "machines.sh")]
 
@@ -75,6 +82,8 @@ def each_by_itself(folder: Path) -> None:
             with suppress(OSError), socket.create_connection(("127.0.0.1", first), 1):
                 break
             time.sleep(0.5)
+        else:
+            pytest.fail("the SuperLink did not come up")
         for number, site in enumerate(SITES, 1):
             shutil.copy(folder / "server/tls/ca.pem", folder / site / "ca.pem")
             subprocess.run([*script, "hospital", folder / site], env=environment(**told), check=True)  # makes keys

@@ -80,6 +80,7 @@ class _Server:
         roster.check_current(time.time())
         self._settings, self._deadlines = settings, deadlines
         self._link, self._members = Link(grid, roster), len(roster.members)
+        self._last = 0  # how many were in the last sum that this process has seen
         loaded, self._adapter = attached(settings)
         self._base = loaded.digest
         self.coordinator = Coordinator(place.coordinator, settings, roster, identity)
@@ -106,13 +107,14 @@ class _Server:
                 coordinator.abort(session, reason, seconds)
                 return
             coordinator.close(session, total, agreed, kind, seconds)
+        self._last = len(total.survivors)
         log.info("a round is over: %d of %d hospitals are in its sum", len(total.survivors), self._members)
 
     def finish(self) -> dict[str, Any]:
         """Let everybody take over the last round's result and export its adapter; sum the run up."""
         agreed = self._agreed(self._settings.rounds)
         shared = self.coordinator.shared(agreed.common)
-        starts = {node: self._start(name, shared) for node, name in self._link.hospitals().items()}
+        starts = {node: self._start(name, shared) for node, name in self._arrived(self._last).items()}
         if shared is not None:
             model = agreed.lineage(shared).hash
         else:
@@ -125,11 +127,14 @@ class _Server:
         return self.coordinator.finish(agreed.common.size, versions())
 
     def _arrived(self, needed: int) -> dict[int, str]:
-        """The hospitals that are there, once they are all there or time is up."""
+        """The hospitals that are there, once they are all there, or were in time and ``needed`` are, or time is up.
+
+        A server that has just begun or come back waits for everybody; later, whoever comes back joins the next round.
+        """
         ends = time.monotonic() + self._deadlines.arrival
         while len(present := self._link.hospitals()) < self._members and time.monotonic() < ends:
-            if len(present) >= needed and self.coordinator.round > 1:
-                break  # whoever comes back joins the next round
+            if self._last and len(present) >= needed:
+                break
             time.sleep(1.0)
         return present
 

@@ -7,20 +7,20 @@ afterwards, as the local engine leaves it: one machine, one person, nothing to h
 import json
 import re
 import shutil
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedvlm_secure import data
+from fedvlm_secure import data, models
 from fedvlm_secure.engines.assembly import attached, sites_in
 from fedvlm_secure.engines.flower.network import SERVER, Network
 from fedvlm_secure.engines.flower.node import KEY, OWN, ROSTER, SETTINGS, load_identity
 from fedvlm_secure.engines.local import RunResult, check_folder
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import check_settings
+from fedvlm_secure.federation.rounds import check_settings, policy_of
 from fedvlm_secure.federation.rundir import DEPLOYMENT, RunDirectory
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import read_json, write
@@ -29,9 +29,11 @@ from fedvlm_secure.report import write as write_report
 
 _APP = "app"
 _DAY = 86_400.0
-_SHOWN = 5  # lines of the server's log in an error
+_SHOWN, _LONG = 5, 300  # lines of the server's log in an error, and how much of each
 # A line of Flower's log: colours and level before what was said.
+_COLOUR = re.compile(r"\x1b\[\d*m")
 _LEVEL = re.compile(r"^(?:\x1b\[\d*m|\s)*(?P<level>[A-Z]+)(?:\x1b\[\d*m|\s)*:\s+(?P<text>.*)$")
+_OURS = ("round ", "a round is over", "node ", *(f"{digit}" for digit in range(10)))  # "8 of 8 hospitals have …"
 
 
 def run(
@@ -54,19 +56,20 @@ def run(
         raise MisuseError("simulation.dropout-rate is the local engine's; with --engine flower end SuperNodes instead")
     with folder.locked():
         names = _names(settings, watch)
-        write(folder.settings, settings.to_toml().encode())
         network = Network(folder.path.absolute() / DEPLOYMENT, names)
-        network.make_keys()
+        network.make_keys()  # before the settings: a run with settings and without keys is one of the local engine
+        write(folder.settings, settings.to_toml().encode())
         _outfit(network, settings)
         watch.loading(f"a SuperLink and {len(names)} SuperNodes")
         log = _Log(watch)
         with network:
             number = network.run(network.folder / _APP, {"folder": str(network.party(SERVER))})
             status = network.wait(number, _DAY * settings.rounds, log.line)
-        if status != "finished:completed":
-            where = network.folder / "logs"
+        absent = [name for name in names if not (_results(network, name, settings) / "summary.json").exists()]
+        if status != "finished:completed" or absent:
+            fate = f"the run ended as {status}" if not absent else f"{', '.join(absent)} did not take over the result"
             raise MisuseError(
-                f"the run ended as {status}: {log.tail or 'no reason was logged'}; the hospitals' logs are in {where}, "
+                f"{fate}: {log.reason}; all logs are in {network.folder / 'logs'}, "
                 f"and fedvlm-secure run --resume {folder.path} goes on with it"
             )
         _gather(network, settings, folder)
@@ -86,21 +89,29 @@ def resume(path: Path | str, observer: Observer | None = None) -> RunResult:
     return run(Settings.from_toml(folder.settings), folder.path, resume=True, observer=observer)
 
 
-@dataclass
 class _Log:
     """The server's log as it comes: what this project says is passed on, the rest is kept for an error."""
 
-    observer: Observer
-    tail: str = ""
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._tail = deque[str](maxlen=_SHOWN)
+
+    @property
+    def reason(self) -> str:
+        """The last lines that may say why a run failed."""
+        return " | ".join(self._tail) or "no reason was logged"
 
     def line(self, line: str) -> None:
+        """Take one line."""
         found = _LEVEL.match(line)
-        text = found["text"] if found else ""
-        if text.startswith(("round ", "a round is over", "attempt failed", "node ")) or " hospitals have " in text:
-            self.observer.logged(text)
-        elif found is None or found["level"] in ("ERROR", "CRITICAL"):
-            said = " ".join(re.sub(r"\x1b\[\d*m", "", line).split())
-            self.tail = " / ".join([*self.tail.split(" / ")[1 - _SHOWN :], said]).strip(" /")
+        if found is None:
+            if line.strip():
+                self._tail.append(" ".join(_COLOUR.sub("", line).split())[:_LONG])
+        elif found["level"] != "INFO":
+            self._tail.append(found["text"][:_LONG])
+            self._observer.logged(found["text"])
+        elif found["text"].startswith(_OURS):
+            self._observer.logged(found["text"])
 
 
 def _names(settings: Settings, observer: Observer) -> list[str]:
@@ -118,8 +129,9 @@ def _outfit(network: Network, settings: Settings) -> None:
     agreed = _absolute(settings)
     for name in (SERVER, *network.names):
         write(network.party(name) / SETTINGS, agreed.to_toml().encode())
+    resolved = policy_of(settings)  # what the settings leave to the protocol, spelt out
     policy = settings.policy.model_dump(by_alias=True, exclude_none=True)
-    policy.setdefault("protocols", [settings.aggregation.protocol])
+    policy |= {"protocols": list(resolved.protocols), "max-corrupt": resolved.max_corrupt}
     for name in network.names:
         if isinstance(agreed.data, Mapping):
             rows: dict[str, Any] = {"data": {name: agreed.data[name]}}
@@ -130,10 +142,11 @@ def _outfit(network: Network, settings: Settings) -> None:
 
 
 def _absolute(settings: Settings) -> Settings:
-    """The settings with places that hold wherever a process stands."""
+    """The settings with places that hold wherever a process stands; what has a name of ours keeps it."""
 
     def place(given: str) -> str:
-        return str(Path(given).expanduser().absolute()) if Path(given).expanduser().exists() else given
+        path = Path(given).expanduser()
+        return str(path.absolute()) if given not in (*data.NAMES, *models.NAMES) and path.exists() else given
 
     rows: Any = settings.data
     told = {name: place(path) for name, path in rows.items()} if isinstance(rows, Mapping) else place(rows)
@@ -188,9 +201,12 @@ def _gather(network: Network, settings: Settings, folder: RunDirectory) -> None:
     """One run directory from everybody's; keys and unfinished work stay where they are."""
     ignore = shutil.ignore_patterns("state")
     write(folder.roster, (network.party(SERVER) / ROSTER).read_bytes())
-    run = Path("runs") / settings.name
-    shutil.copytree(
-        network.party(SERVER) / run / "coordinator", folder.coordinator.path, ignore=ignore, dirs_exist_ok=True
-    )
+    coordinator = _results(network, SERVER, settings) / "coordinator"
+    shutil.copytree(coordinator, folder.coordinator.path, ignore=ignore, dirs_exist_ok=True)
     for name in network.names:
-        shutil.copytree(network.party(name) / run, folder.site(name).path, ignore=ignore, dirs_exist_ok=True)
+        shutil.copytree(_results(network, name, settings), folder.site(name).path, ignore=ignore, dirs_exist_ok=True)
+
+
+def _results(network: Network, name: str, settings: Settings) -> Path:
+    """What a party has of the run."""
+    return network.party(name) / "runs" / settings.name

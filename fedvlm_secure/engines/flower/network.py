@@ -31,6 +31,7 @@ from fedvlm_secure.engines.flower.node import KEY, ROSTER
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation import keyfile
 from fedvlm_secure.files import PRIVATE, write
+from fedvlm_secure.primitives import entropy
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.roster import NEVER, Roster, member, sign_roster
 
@@ -56,7 +57,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports = dict(zip(("superlink", *self.names), _free_ports(1 + len(self.names)), strict=True))
+        self._ports = dict(zip(("superlink", *self.names), free_ports(1 + len(self.names)), strict=True))
 
     def party(self, name: str) -> Path:
         """The folder of the server (``"server"``) or a hospital."""
@@ -86,18 +87,22 @@ class Network:
         self.stop()
 
     def make_keys(self) -> None:
-        """Certificates for TLS, keys for Flower's node authentication, keys and a signed roster for the protocol."""
-        if (self.folder / "tls/ca.pem").exists():
-            return
+        """Certificates for TLS, new ones every time; once, keys and a signed roster for the protocol."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _certificates(self.folder / "tls")
-        identities = {name: keyfile.create(self.party(name) / KEY) for name in (SERVER, *self.names)}
+        if all((self.party(name) / ROSTER).exists() for name in (SERVER, *self.names)):
+            return
+        keys = {name: self.party(name) / KEY for name in (SERVER, *self.names)}
+        identities = {
+            name: keyfile.load(path) if path.exists() else keyfile.create(path) for name, path in keys.items()
+        }
         consortium = Identity.generate()
         members = tuple(member(name, identities[name]) for name in sorted(self.names))
         roster = sign_roster(Roster(consortium.public, 1, NEVER, identities[SERVER].public, members), consortium)
-        for name in (SERVER, *self.names):
-            write(self.party(name) / ROSTER, roster)
         for name in self.names:
             self.make_supernode_key(name)
+        for name in (SERVER, *self.names):
+            write(self.party(name) / ROSTER, roster)
 
     def make_supernode_key(self, name: str) -> None:
         """The key by which the SuperLink knows a hospital's SuperNode, once it is registered."""
@@ -121,12 +126,12 @@ class Network:
         database = f"--database={self.folder / 'superlink.sqlite'}"
         self._spawn("superlink", "flower-superlink", f"--port={self._ports['superlink']}", database, *options)
         ends = time.monotonic() + _PATIENCE
-        while time.monotonic() < ends and self.processes["superlink"].poll() is None:
+        while time.monotonic() < ends:
+            self._check("superlink")
             with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports["superlink"]), 1):
                 return
             time.sleep(0.2)
-        said = self.log("superlink").read_text(errors="replace").strip().splitlines()[-3:]
-        raise MisuseError(f"the SuperLink did not come up: {' / '.join(said)} ({self.log('superlink')})")
+        raise MisuseError(f"the SuperLink did not come up in {_PATIENCE:.0f} s; see {self.log('superlink')}")
 
     def register(self, name: str) -> None:
         """Let the SuperLink know the hospital's SuperNode key."""
@@ -138,22 +143,16 @@ class Network:
             name,
             "flower-supernode",
             f"--superlink=127.0.0.1:{self._ports['superlink']}",
-            f"--port={self._ports.setdefault(name, _free_ports(1)[0])}",
+            f"--port={self._ports.setdefault(name, free_ports(1)[0])}",
             f"--root-certificates={self._ca}",
             f"--auth-supernode-private-key={self.party(name) / 'supernode.key'}",
             *(f"--ssl-{kind}file={self.folder / 'tls' / file}" for kind, file in _TLS_FILES),
             f"--node-config=folder={json.dumps(str(self.party(name)))}",
         )
 
-    def kill(self, name: str, sign: int = signal.SIGKILL) -> None:
+    def kill(self, name: str) -> None:
         """End a process and all that it started, at once."""
-        process = self.processes.pop(name)
-        with suppress(psutil.NoSuchProcess):
-            top = psutil.Process(process.pid)
-            for each in (top, *top.children(recursive=True)):  # Flower detaches what it starts
-                with suppress(psutil.NoSuchProcess):
-                    each.send_signal(sign)
-        process.wait()
+        self._end([self.processes.pop(name)], signal.SIGKILL)
 
     def run(self, app: Path, config: Mapping[str, object]) -> str:
         """Submit the app in the folder ``app``; Flower's number of the run."""
@@ -173,15 +172,26 @@ class Network:
 
         Args:
             tell: gets the server's log, line by line.
+
+        Raises:
+            MisuseError: the SuperLink has ended.
         """
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             self._follow(run, ends, tell)  # ends with the run, or with the SuperLink
-            with suppress(MisuseError):
+            self._check("superlink")
+            with suppress(MisuseError):  # it may still be coming up again
                 if (status := self.status(run)).startswith("finished"):
                     return status
             time.sleep(2.0)
         return self.status(run)
+
+    def _check(self, name: str) -> None:
+        """Raise :class:`MisuseError`, with the end of its log, if a process has ended by itself."""
+        process = self.processes.get(name)
+        if process is not None and process.poll() is not None:
+            said = self.log(name).read_text(errors="replace").strip().splitlines()[-3:]
+            raise MisuseError(f"{name} has ended: {' '.join(said)} ({self.log(name)})")
 
     def _follow(self, run: str, ends: float, tell: Callable[[str], None]) -> None:
         """Read the server's log until there is no more of it."""
@@ -209,14 +219,27 @@ class Network:
 
     def stop(self) -> None:
         """End all processes: asked first, then made to."""
-        for process in self.processes.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        ends = time.monotonic() + 10
-        while any(process.poll() is None for process in self.processes.values()) and time.monotonic() < ends:
-            time.sleep(0.1)
-        for name in list(self.processes):
-            self.kill(name)
+        self._end(list(self.processes.values()), signal.SIGTERM)
+        self.processes.clear()
+
+    @staticmethod
+    def _end(processes: Sequence[subprocess.Popen[bytes]], sign: int) -> None:
+        """Send a signal to the processes and what they have started, which Flower detaches; wait for all of them."""
+        family = list[psutil.Process]()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                top = psutil.Process(process.pid)
+                family += [top, *top.children(recursive=True)]
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(sign)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for each in alive:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(alive, timeout=10)
+        for process in processes:
+            process.wait()
 
     @property
     def _ca(self) -> Path:
@@ -247,6 +270,8 @@ class Network:
         home = self.folder / ("flwr" if name in ("flwr", "superlink") else f"flwr-{name}")
         own = {
             "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
             "FLWR_HOME": str(home),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # a second otherwise, for every message
             # Flower starts programs of its own by their names.
@@ -256,7 +281,7 @@ class Network:
 
 
 def _end_with_parent() -> None:
-    """Nothing is left running of a deployment whose process was killed."""
+    """Nothing is left running of a deployment whose process was killed, or whose thread has ended that started it."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -297,12 +322,12 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
     )
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on, below those that systems give to outgoing connections."""
+    found = list[int]()
+    while len(found) < count:
+        port = 10_000 + int.from_bytes(entropy.random_bytes(4)) % 20_000
+        with suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found = [*found, port] if port not in found else found
+    return found

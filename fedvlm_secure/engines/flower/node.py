@@ -32,6 +32,7 @@ from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.client import fingerprint
+from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
@@ -108,7 +109,8 @@ class Node:
         if isinstance(folder, str):
             return cls(Path(folder).expanduser())
         if SIMULATED_VARIABLE in os.environ:
-            return cls(_simulated(Path(os.environ[SIMULATED_VARIABLE]).expanduser(), config.get("partition-id")))
+            place = Path(os.environ[SIMULATED_VARIABLE]).expanduser()
+            return cls(_simulated(place, config.get("partition-id"), config.get("num-partitions")))
         raise MisuseError("start the SuperNode with --node-config 'folder=\"/path/of/the/hospital\"'")
 
     @cached_property
@@ -127,7 +129,10 @@ class Node:
             table = PolicyTable.model_validate(self.own.get("policy", {}))
         except ValidationError as error:
             raise MisuseError(f"{self.folder / OWN}: [policy]: {' '.join(str(error).split())[:300]}") from None
-        return Policy(**{name: value for name, value in table.model_dump().items() if value is not None})
+        given = {name: value for name, value in table.model_dump().items() if value is not None}
+        if table.protocols and set(table.protocols) <= set(SHARED_KEY):
+            given.setdefault("max_corrupt", 0)  # every hospital holds that key
+        return Policy(**given)
 
     @property
     def journal(self) -> Path:
@@ -227,9 +232,9 @@ def _passphrase() -> str:
     return os.environ[PASSPHRASE_VARIABLE]
 
 
-def _simulated(place: Path, partition: object) -> Path:
+def _simulated(place: Path, partition: object, partitions: object) -> Path:
     folders = sorted(path.parent for path in place.glob(f"*/{KEY}") if path.parent.name != SERVER)
-    if not isinstance(partition, int) or not 0 <= partition < len(folders):
+    if not isinstance(partition, int) or partitions != len(folders):
         raise MisuseError(f"{place} holds {len(folders)} hospitals' folders; simulate as many SuperNodes")
     return folders[partition]
 
