@@ -4,9 +4,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from fedvlm_secure.engines.flower.network import free_ports
 
 SCRIPTS = Path(__file__).parents[2] / "examples/hospitals"
+NGINX = Path(__file__).parents[2] / "docs/deployment/nginx.conf"
 SITES = ("site-a", "site-b", "site-c")
 
 pytestmark = [
@@ -64,39 +68,63 @@ def test_a_run_on_one_machine_then_each_party_by_itself(tmp_path: Path, model_fo
 def each_by_itself(folder: Path) -> None:
     """The same parties with ``machines.sh``; the run is finished, so they only take over its result again."""
     first, processes = ports_in_a_row(8), list[subprocess.Popen[bytes]]()
-    told = {"SUPERLINK": f"127.0.0.1:{first}", "LISTEN": "127.0.0.1"}
-    script = ["bash", str(SCRIPTS / "machines.sh")]
+    script, server = ["bash", str(SCRIPTS / "machines.sh")], folder / "server"
 
-    def start(what: str, party: str, **more: object) -> None:
-        command = [*script, what, str(folder / party)]
-        processes.append(subprocess.Popen(command, env=environment(**told, **more), start_new_session=True))
+    def start(*words: object, port: int) -> None:
+        command = [*script, *map(str, words)]
+        processes.append(subprocess.Popen(command, env=environment(PORT=port), start_new_session=True))
 
-    for name in ("server", *SITES):
-        for left in ("flwr", "tls", "supernode.key", "supernode.key.pub"):
-            shutil.rmtree(folder / name / left, ignore_errors=True)
-            (folder / name / left).unlink(missing_ok=True)
+    def do(*words: object) -> str:
+        command = [*script, *map(str, words)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=True)
+        return done.stdout + done.stderr
+
+    shutil.rmtree(folder / "tls")
+    for site in SITES:
+        for left in ("supernode.key", "supernode.key.pub"):
+            (folder / site / left).unlink()
     try:
-        start("superlink", "server")
-        ends = time.monotonic() + 60
-        while time.monotonic() < ends:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", first), 1):
-                break
-            time.sleep(0.5)
-        else:
-            pytest.fail("the SuperLink did not come up")
+        do("keys", server, "127.0.0.1")
+        start("superlink", server, port=first)
+        await_listener(first)
+        outside = first
+        if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+            outside = first + 7
+            text = (NGINX.read_text()).replace("9092", str(outside)).replace("9093", str(first))
+            (folder / "nginx.conf").write_text(text.replace("/srv/fedvlm", str(server)).replace("/tmp/", f"{folder}/"))
+            command = [nginx, "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+            processes.append(subprocess.Popen(command, start_new_session=True))
+            await_listener(outside)
+            assert asked(outside, "/v1/control/list-runs", server) == 404
+            assert asked(first, "/v1/control/list-runs", server) != 404  # as it is behind nginx
         for number, site in enumerate(SITES, 1):
-            shutil.copy(folder / "server/tls/ca.pem", folder / site / "ca.pem")
-            subprocess.run([*script, "hospital", folder / site], env=environment(**told), check=True)  # makes keys
-            key = folder / site / "supernode.key.pub"
-            subprocess.run([*script, "register", folder / "server", key], env=environment(**told), check=True)
-            start("hospital", site, OWN_PORT=first + number)
-        done = subprocess.run(
-            [*script, "run", folder / "server"], env=environment(**told), capture_output=True, text=True, check=False
-        )
-        assert "3 of 3 hospitals have taken over the result" in done.stdout + done.stderr
+            do("node-key", folder / site)
+            do("register", server, folder / site / "supernode.key.pub")
+            shutil.copy(server / "tls/ca.pem", folder / site / "ca.pem")
+            start("hospital", folder / site, f"127.0.0.1:{outside}", port=first + number)
+        assert "3 of 3 hospitals have taken over the result" in do("run", server)
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
             process.wait(30)
+
+
+def await_listener(port: int) -> None:
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"nobody listens on port {port}")
+
+
+def asked(port: int, path: str, server: Path) -> int:
+    """The status of a POST without a key."""
+    trust = ssl.create_default_context(cafile=str(server / "tls/ca.pem"))
+    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", data=b"", method="POST")
+    try:
+        return urllib.request.urlopen(request, context=trust, timeout=30).status
+    except urllib.error.HTTPError as answer:
+        return answer.code

@@ -59,9 +59,9 @@ def run(
         network = Network(folder.path.absolute() / DEPLOYMENT, names)
         network.make_keys()  # before the settings: a run with settings and without keys is one of the local engine
         write(folder.settings, settings.to_toml().encode())
-        _outfit(network, settings)
+        outfit(network, settings)
         watch.loading(f"a SuperLink and {len(names)} SuperNodes")
-        log = _Log(watch)
+        log = Log(watch)
         with network:
             number = network.run(network.folder / _APP, {"folder": str(network.party(SERVER))})
             status = network.wait(number, _DAY * settings.rounds, log.line)
@@ -89,7 +89,7 @@ def resume(path: Path | str, observer: Observer | None = None) -> RunResult:
     return run(Settings.from_toml(folder.settings), folder.path, resume=True, observer=observer)
 
 
-class _Log:
+class Log:
     """The server's log as it comes: what this project says is passed on, the rest is kept for an error."""
 
     def __init__(self, observer: Observer) -> None:
@@ -124,7 +124,7 @@ def _names(settings: Settings, observer: Observer) -> list[str]:
     return sorted(sites)
 
 
-def _outfit(network: Network, settings: Settings) -> None:
+def outfit(network: Network, settings: Settings) -> None:
     """Give every party what it would have been given: the settings that were agreed on, and its own."""
     agreed = _absolute(settings)
     for name in (SERVER, *network.names):

@@ -57,7 +57,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports = dict(zip(("superlink", *self.names), free_ports(1 + len(self.names)), strict=True))
+        self._ports: dict[str, int] = {}
 
     def party(self, name: str) -> Path:
         """The folder of the server (``"server"``) or a hospital."""
@@ -114,7 +114,7 @@ class Network:
 
     def _connect(self) -> None:
         """Tell Flower's command line where the SuperLink is."""
-        connection = {"address": f"127.0.0.1:{self._ports['superlink']}", "root-certificates": str(self._ca)}
+        connection = {"address": f"127.0.0.1:{self._port('superlink')}", "root-certificates": str(self._ca)}
         lines = [f"[superlink]\ndefault = {json.dumps(_LINK)}\n\n[superlink.{_LINK}]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in connection.items()]
         write(self.folder / "flwr/config.toml", ("\n".join(lines) + "\n").encode())
@@ -124,14 +124,22 @@ class Network:
         tls = [f"--ssl-{kind}file={self.folder / 'tls' / name}" for kind, name in _TLS_FILES]
         options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation", *tls]
         database = f"--database={self.folder / 'superlink.sqlite'}"
-        self._spawn("superlink", "flower-superlink", f"--port={self._ports['superlink']}", database, *options)
+        self._spawn("superlink", "flower-superlink", f"--port={self._port('superlink')}", database, *options)
         ends = time.monotonic() + _PATIENCE
         while time.monotonic() < ends:
             self._check("superlink")
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports["superlink"]), 1):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self._port("superlink")), 1):
                 return
             time.sleep(0.2)
         raise MisuseError(f"the SuperLink did not come up in {_PATIENCE:.0f} s; see {self.log('superlink')}")
+
+    def _port(self, name: str) -> int:
+        """Where a process listens; the same when it is started again."""
+        while name not in self._ports:
+            (port,) = free_ports(1)
+            if port not in self._ports.values():
+                self._ports[name] = port
+        return self._ports[name]
 
     def register(self, name: str) -> None:
         """Let the SuperLink know the hospital's SuperNode key."""
@@ -142,8 +150,8 @@ class Network:
         self._spawn(
             name,
             "flower-supernode",
-            f"--superlink=127.0.0.1:{self._ports['superlink']}",
-            f"--port={self._ports.setdefault(name, free_ports(1)[0])}",
+            f"--superlink=127.0.0.1:{self._port('superlink')}",
+            f"--port={self._port(name)}",
             f"--root-certificates={self._ca}",
             f"--auth-supernode-private-key={self.party(name) / 'supernode.key'}",
             *(f"--ssl-{kind}file={self.folder / 'tls' / file}" for kind, file in _TLS_FILES),

@@ -15,6 +15,8 @@ from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import remembered
 from fedvlm_secure.federation.rundir import Folder, RunDirectory
 from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.roster import NEVER, Roster, read_roster, sign_roster
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 QUICK = coordination.Deadlines(2.0, 0.5, 0.5)
@@ -149,3 +151,28 @@ def test_the_servers_own_signature_ends_a_run(grid, settings):
     arrays = RecordDict({"fedvlm-secure.start": ArrayRecord({"shared": raw(bytes(4 * 64))})})
     (reply,) = grid.send_and_receive([Message(put(Header(FINISH), bytes(64), arrays), 10, MessageType.TRAIN)])
     assert take(reply.content)[0].kind == REFUSAL
+
+
+def test_a_run_ends_under_the_roster_that_it_began_with(grid, settings, caplog):
+    """Another one is refused before anybody trains or is charged (R-3)."""
+
+    def killed(node, asked, reply):
+        header, _ = take(asked.content)
+        if header.place == (2, 1) and node == 10:  # the first of four
+            raise KeyboardInterrupt
+        return reply
+
+    grid.tamper = killed
+    with pytest.raises(KeyboardInterrupt):
+        coordination.run(grid, settings(), grid.server, QUICK)
+    grid.tamper = lambda node, asked, reply: reply
+    consortium, old = Identity.generate(), read_roster((grid.server / "roster.cbor").read_bytes())
+    other = sign_roster(Roster(consortium.public, 1, NEVER, old.server, old.members), consortium)
+    for place in grid.sites.values():
+        (place.folder / "roster.cbor").write_bytes(other)
+    with pytest.raises(ProtocolError):
+        coordination.run(grid, settings(), grid.server, QUICK)
+    for number in (11, 12, 13):
+        lines = Folder(grid.sites[number].folder / "runs/t").metrics.lines()
+        assert [line["round"] for line in lines if line["stage"] == "training"] == [1]
+    assert "P-2.2" in caplog.text or "R-3" in caplog.text
