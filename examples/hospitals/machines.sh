@@ -26,7 +26,7 @@ case $what in
     kind=DNS
     [[ $3 =~ ^[0-9.]+$ || $3 == *:* ]] && kind=IP
     make_ca "$folder/tls"
-    make_certificate "$folder/tls" superlink "$kind:$3,IP:127.0.0.1"
+    make_certificate "$folder/tls" superlink "$kind:$3,DNS:localhost,IP:127.0.0.1"
     echo "give every hospital $folder/tls/ca.pem; tls/ca.key stays here" >&2
     ;;
   superlink)

@@ -90,8 +90,11 @@ def each_by_itself(folder: Path) -> None:
         outside = first
         if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
             outside = first + 7
-            text = (NGINX.read_text()).replace("9092", str(outside)).replace("9093", str(first))
-            (folder / "nginx.conf").write_text(text.replace("/srv/fedvlm", str(server)).replace("/tmp/", f"{folder}/"))
+            text = NGINX.read_text()
+            for ours, here in (("/tmp/", f"{folder}/"), ("/srv/fedvlm", server), ("9092", outside), ("9093", first)):
+                assert ours in text
+                text = text.replace(ours, str(here))
+            (folder / "nginx.conf").write_text(text)
             command = [nginx, "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
             processes.append(subprocess.Popen(command, start_new_session=True))
             await_listener(outside)
