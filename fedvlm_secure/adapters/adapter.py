@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import peft
 import torch
@@ -90,7 +91,7 @@ class Adapter:
     @property
     def strategy(self) -> Strategy:
         """What is shared and trained, round by round."""
-        return STRATEGIES[self.settings.strategy]
+        return replace(STRATEGIES[self.settings.strategy], warm_up=self.settings.warm_up)
 
     def layout(self, round_index: int) -> SharedLayout:
         """What is shared in round ``round_index``, in vector order (sorted by name)."""

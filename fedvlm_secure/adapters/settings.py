@@ -21,6 +21,8 @@ class AdapterSettings:
         alpha: B·A is scaled by ``alpha / rank``.
         dropout: probability of dropping an input of A while training, in [0, 1).
         strategy: a key of :data:`~fedvlm_secure.adapters.strategies.STRATEGIES`.
+        warm_up: so many rounds at the start are plain LoRA, whatever the strategy. What it keeps to the hospital
+            becomes the hospital's own after them; one that joins later begins with what they have made of it.
         seed: seed of the common initial A, 0 to 2^63 - 1.
         init: where that A comes from: ``random`` draws it; ``public`` takes the model's own
             :mod:`~fedvlm_secure.adapters.bases`.
@@ -36,6 +38,7 @@ class AdapterSettings:
     strategy: StrategyName = "plora"
     seed: int = 0
     init: Init = "random"
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -47,6 +50,8 @@ class AdapterSettings:
         if self.strategy not in get_args(StrategyName):
             choices = ", ".join(get_args(StrategyName))
             raise MisuseError(f"adapter strategy {self.strategy!r} is not known. Choices: {choices}.")
+        if self.warm_up < 0:
+            raise MisuseError(f"adapter warm-up must be a number of rounds, not {self.warm_up}")
         if self.init not in get_args(Init):
             raise MisuseError(f"adapter init {self.init!r} is not known. Choices: {', '.join(get_args(Init))}.")
         if not 0 <= self.seed < 2**63:

@@ -20,32 +20,47 @@ class Strategy:
         shares: the factors that are shared, by turns: the first entry is that of round 1.
         trains: the factors that are trained, by the same turns; the others stay as they are.
         keeps_copy: the hospital trains an adapter of its own beside the shared one, and answers with that (Ditto).
+        warm_up: so many rounds at the start are plain LoRA: A and B are trained and shared. The turns come after them.
     """
 
     shares: tuple[tuple[str, ...], ...]
     trains: tuple[tuple[str, ...], ...] = ((A, B),)
     keeps_copy: bool = False
+    warm_up: int = 0
 
     def shared(self, name: str, round_index: int) -> bool:
         """Whether the adapter tensor ``name`` (canonical, ``….lora_A.weight``) is shared in round ``round_index``."""
-        return factor_of(name) in _turn(self.shares, round_index)
+        return factor_of(name) in self._turn(self.shares, round_index)
 
     def ever_shared(self, name: str) -> bool:
         """Whether it is shared in any round: all hospitals then hold it alike between rounds."""
-        return any(factor_of(name) in factors for factors in self.shares)
+        return factor_of(name) in self._warm() or any(factor_of(name) in factors for factors in self.shares)
+
+    def personal(self, name: str, round_index: int) -> bool:
+        """Whether a hospital has a value of its own once round ``round_index`` is over; 0 is before the first round.
+
+        A factor that only the warm-up shared is what that left it as until a hospital has trained its own.
+        """
+        if self.keeps_copy or not self.ever_shared(name):
+            return True
+        return round_index > self.warm_up and not any(factor_of(name) in factors for factors in self.shares)
 
     def trained(self, name: str, round_index: int) -> bool:
         """Whether it is trained in round ``round_index``."""
-        return factor_of(name) in _turn(self.trains, round_index)
+        return factor_of(name) in self._turn(self.trains, round_index)
 
     @property
     def has_core(self) -> bool:
         """Whether there is a core between the factors."""
         return any(CORE in factors for factors in self.trains)
 
+    def _turn(self, turns: tuple[tuple[str, ...], ...], round_index: int) -> tuple[str, ...]:
+        if 0 < round_index <= self.warm_up:
+            return self._warm()
+        return turns[(round_index - self.warm_up - 1) % len(turns)]
 
-def _turn(turns: tuple[tuple[str, ...], ...], round_index: int) -> tuple[str, ...]:
-    return turns[(round_index - 1) % len(turns)]
+    def _warm(self) -> tuple[str, ...]:
+        return (A, B) if self.warm_up else ()
 
 
 def factor_of(name: str) -> str:

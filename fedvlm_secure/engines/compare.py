@@ -23,7 +23,8 @@ from fedvlm_secure.report import comparison, reading
 from fedvlm_secure.secagg.protocols import lookup
 
 TUNING_SEED = 1000
-_SWEPT = ("name", "seed", "data", "adapter.strategy")
+_SWEPT = ("name", "seed", "data", "adapter.strategy", "adapter.warm-up")
+_WARM = "-warm"
 _BASE = {"threads": 1}
 _KEPT = (
     "newcomer",
@@ -45,7 +46,8 @@ class Plan:
     """What a comparison asks.
 
     Attributes:
-        strategies: what of the adapters is shared, such as ``("plora", "lora", "local")``.
+        strategies: what of the adapters is shared, such as ``("plora", "plora-warm4", "lora")``: the second begins with
+            four rounds of LoRA.
         levels: data sets; the first is the one that settings are chosen on.
         seeds: every cell is run with the seeds 0, 1, …
         tuned: setting → values: all combinations are tried for every strategy. Empty: nothing is chosen.
@@ -122,7 +124,8 @@ class Plan:
         )
 
     def _settings(self, strategy: str, level: str, more: Candidate) -> Settings:
-        own = (f"adapter.strategy={strategy}", f"data={level}")
+        sharing, _, warm_up = strategy.partition(_WARM)
+        own = (f"adapter.strategy={sharing}", f"adapter.warm-up={warm_up or 0}", f"data={level}")
         return Settings.from_tables(_BASE, [*self.overrides, *own, *more])
 
 
@@ -225,10 +228,11 @@ def _figures(plan: Plan) -> Callable[[Task, Figures], Figures]:
 
     def kept(task: Task, outcome: Figures) -> Figures:
         settings, summary = task.settings, outcome["summary"]
+        warm_up = settings.adapter.warm_up
         values = settings.model_dump(by_alias=True)
         return {
             "data": data.called(settings.data),
-            "strategy": settings.adapter.strategy,
+            "strategy": settings.adapter.strategy + (f"{_WARM}{warm_up}" if warm_up else ""),
             "seed": settings.seed,
             "tuned": [f"{key}={_value(values, key)}" for key, _ in plan.tuned],
             "sites": outcome["sites"],

@@ -89,7 +89,7 @@ class Participant:
         self._record("base", 0, "validation", validation)
         self._summarise()
         initial = self._adapter.initial_state()
-        self._stand(0, self._personal(initial), validation, self._adapter.common_layout().flatten(initial))
+        self._stand(0, self._personal(initial, 0), validation, self._adapter.common_layout().flatten(initial))
 
     def pin(self, roster: bytes) -> None:
         """Pin the run's signed roster: no session begins with any other. A pin stays.
@@ -153,7 +153,7 @@ class Participant:
             **{"seconds": round(stats.seconds, 3), "update-norm": float(np.linalg.norm(values))},
             epsilon=_written(spent),
         )
-        return Pending(round_index, tries, update, self._personal(state))
+        return Pending(round_index, tries, update, self._personal(state, round_index))
 
     def _train_copy(self, copy: Tensors, shared: Tensors, round_index: int, seed: int) -> Tensors:
         """Train this hospital's own copy of the adapter, drawn towards the shared one; nothing of it leaves."""
@@ -364,10 +364,10 @@ class Participant:
         shared = self._adapter.common_layout().unflatten(self._shared(standing, given))
         self._adapter.load(shared | standing.personal)
 
-    def _personal(self, state: Tensors) -> Tensors:
-        """What of a state stays here; all of it where the hospital keeps a copy."""
+    def _personal(self, state: Tensors, round_index: int) -> Tensors:
+        """What of a state stays here after a round; all of it where the hospital keeps a copy."""
         strategy = self._adapter.strategy
-        return {name: t for name, t in state.items() if strategy.keeps_copy or not strategy.ever_shared(name)}
+        return {name: tensor for name, tensor in state.items() if strategy.personal(name, round_index)}
 
     def _evaluate(self, split: Split) -> Evaluation:
         return evaluate(self._adapter.peft_model, split)

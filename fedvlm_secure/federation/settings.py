@@ -53,7 +53,8 @@ class AdapterTable(_Table):
     """``[adapter]``: the LoRA adapter and what of it is shared, see :mod:`fedvlm_secure.adapters.strategies`.
 
     ``layers`` puts it on the last so many layers of the text tower only, ``modules`` on these projections only. A
-    begins at random or, with ``init = "public"``, with the bases that came with the model.
+    begins at random or, with ``init = "public"``, with the bases that came with the model. The first ``warm_up`` rounds
+    are plain LoRA.
     """
 
     strategy: Literal["plora", "lora", "local", "fedsa", "ffa", "rolora", "fedsb", "ditto"] = "plora"
@@ -63,6 +64,7 @@ class AdapterTable(_Table):
     layers: Count | None = None
     modules: tuple[str, ...] = ()
     init: Literal["random", "public"] = "random"
+    warm_up: Annotated[int, Field(ge=0)] = 0
 
 
 class TrainingTable(_Table):
@@ -252,13 +254,14 @@ class Settings(_Table):
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> "Settings":
-        strategy, mode = self.adapter.strategy, self.privacy.mode
+        strategy, mode, warm_up = self.adapter.strategy, self.privacy.mode, self.adapter.warm_up
         if strategy == "ditto" and mode == "record":
             raise ValueError('strategy = "ditto" trains an adapter without noise; use another under mode = "record"')
-        if strategy == "rolora" and mode == "client":
-            raise ValueError(
-                'strategy = "rolora" shares another part each round; mode = "client" counts on one size, use another'
-            )
+        if (strategy == "rolora" or warm_up) and mode == "client":
+            cause = 'strategy = "rolora"' if strategy == "rolora" else "a warm-up"
+            raise ValueError(f'{cause} shares another part in some rounds; mode = "client" counts on one size')
+        if warm_up >= self.rounds:
+            raise ValueError(f"{self.rounds} rounds end before a warm-up of {warm_up} has; choose a smaller warm-up")
         return self
 
     @classmethod

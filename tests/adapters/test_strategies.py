@@ -53,6 +53,26 @@ def test_each_strategy_shares_exactly_its_factors_in_turn(strategy):
 
 
 @pytest.mark.parametrize("strategy", EXPECTED)
+def test_after_a_warm_up_the_turns_begin_anew_and_own_factors_are_personal(strategy):
+    cold, adapter = attached(strategy), attached(strategy, warm_up=3)
+    for round_index in (1, 2, 3):
+        assert factors(adapter.layout(round_index).names) == {A, B} == factors(adapter.trained(round_index))
+    for round_index in (1, 2, 3):
+        assert adapter.layout(3 + round_index) == cold.layout(round_index)
+        assert adapter.trained(3 + round_index).keys() == cold.trained(round_index).keys()
+    assert factors(adapter.common_layout().names) == factors(cold.common_layout().names) | {A, B}
+
+    def personal(adapter, round_index):
+        return {name for name in adapter.names if adapter.strategy.personal(name, round_index)}
+
+    if strategy == "ditto":
+        assert personal(adapter, 0) == personal(adapter, 4) == set(adapter.names)
+    else:
+        assert not factors(personal(adapter, 3)) & {A, B}
+        assert personal(adapter, 4) == personal(cold, 1) == personal(cold, 0)
+
+
+@pytest.mark.parametrize("strategy", EXPECTED)
 @pytest.mark.parametrize("round_index", [1, 2])
 def test_training_moves_exactly_what_the_round_trains(strategy, round_index):
     adapter = attached(strategy)

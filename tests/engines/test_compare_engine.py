@@ -101,6 +101,20 @@ def test_a_finished_comparison_runs_nothing_again_and_more_seeds_add_to_it(tmp_p
     assert {name.rpartition("-")[2] for name in again.names} == {"2"}
 
 
+def test_a_strategy_that_begins_as_lora_is_one_of_its_own(tmp_path):
+    plan = Plan(("plora", "plora-warm4"), ("hospitals",), 1, RATES)
+    assert [task.settings.adapter.warm_up for task in plan.tasks({}, tmp_path)] == [0, 4]
+    assert compare.run(plan, tmp_path, runner=quick) == ()
+    study = load(tmp_path)
+    assert [cell.strategy for cell in study.cells] == ["plora", "plora-warm4"]
+    assert [len(study.group("hospitals", strategy)) for strategy in study.strategies] == [1, 1]
+    for wrong in ("plora-warmer", "plora-warm12", "plora-warm-1"):
+        with pytest.raises(MisuseError, match="warm-up"):
+            Plan((wrong,), ("hospitals",), 1).tasks({}, tmp_path)
+    with pytest.raises(MisuseError, match="cell by cell"):
+        Plan(("plora",), ("hospitals",), 1, (), ("adapter.warm-up=2",))
+
+
 def test_without_tuning_all_run_as_set(tmp_path):
     compare.run(Plan(("plora",), ("hospitals",), 1, (), ("training.steps=3",)), tmp_path, runner=quick)
     study = load(tmp_path)

@@ -63,12 +63,14 @@ def factor(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         ("fedsa", {"lora_A"}),
         ("local", set()),
         ("ditto", {"lora_A", "lora_B"}),
+        ("plora adapter.warm-up=1", {"lora_A", "lora_B"}),
+        ("local adapter.warm-up=1", {"lora_A", "lora_B"}),
     ],
 )
 def test_a_newcomer_begins_with_what_is_shared(
     settings: Make, tmp_path: Path, states: list[dict[str, torch.Tensor]], strategy: str, comes: set[str]
 ) -> None:
-    chosen = settings(f"adapter.strategy={strategy}", "training.learning-rate=0.05")
+    chosen = settings(*f"adapter.strategy={strategy}".split(), "training.learning-rate=0.05")
     local.run(chosen, tmp_path / "run")
     before = digests(tmp_path / "run")
     found = onboarding.onboard(chosen, tmp_path / "run", Observer(), {})
