@@ -26,6 +26,7 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import write, write_json
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.log import Closing, close
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
@@ -151,6 +152,13 @@ class Coordinator:
         if attempt >= self._settings.aggregation.attempts:
             raise reason
 
+    def closing(self, agreed: Agreed) -> bytes:
+        """What tells the hospitals that the run is over, with what, and what the server has recorded of it."""
+        shared = self.shared(agreed.common)
+        model = self._attempts.model if shared is None else agreed.lineage(shared).hash
+        said = Closing(self.run, self._settings.rounds, model, self._attempts.history)
+        return close(self.identity, self._attempts.last, said)
+
     def finish(self, shared_parameters: int, versions: dict[str, str]) -> dict[str, Any]:
         """Sum the run up from what the server itself has seen; ``seconds`` is training and protocol, all attempts."""
         lines = self._folder.metrics.lines()
@@ -196,6 +204,7 @@ class Coordinator:
             size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
             model=model,
+            history=self._attempts.history,
         )
 
     def _record(

@@ -16,7 +16,7 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.privacy.distributed import DistributedGaussian, noise_multiplier
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
-from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
+from fedvlm_secure.secagg.plan import NO_HISTORY, RUN_BYTES, Plan, propose
 from fedvlm_secure.secagg.policy import Party, Policy, check_plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import simulated
@@ -56,6 +56,7 @@ def proposal(
     size: int,
     roster: bytes,
     model: bytes,
+    history: bytes = NO_HISTORY,
 ) -> Plan:
     """The plan that the settings mean.
 
@@ -63,13 +64,15 @@ def proposal(
         place: (round, attempt).
         size: how many numbers are shared.
         roster, model: their hashes.
+        history: head of the transcripts' chain so far.
 
     Raises:
         MisuseError: so many clients cannot aggregate safely under these settings.
     """
     noised = settings.privacy.mode == "client" and size > 0
     noise = noisy_sums(settings, tuple(sorted(cohort)), size).noise_multiplier if noised else 0.0
-    return _propose(settings, noise, size, run=run, place=place, cohort=cohort, roster=roster, model=model)
+    plan = _propose(settings, noise, size, run=run, place=place, cohort=cohort, roster=roster, model=model)
+    return replace(plan, history=history)
 
 
 @lru_cache(maxsize=16)

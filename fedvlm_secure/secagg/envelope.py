@@ -23,7 +23,7 @@ NETWORK = "network"  # who is to blame where no signature tells
 MAX_FRAMES = 1 << 17
 
 # An envelope is parsed before its signature is checked: nothing but its seven fields may cost anything.
-_ENVELOPE_LIMITS = Limits(max_depth=1, max_items=16)
+ENVELOPE_LIMITS = Limits(max_depth=1, max_items=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def split(message: bytes) -> list[memoryview]:
 def claimed_phase(message: bytes) -> str | None:
     """The phase that a message's envelope names, before anything of it is verified; None if it is no envelope."""
     try:
-        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).phase
+        return unpack(Envelope, split(message)[0], ENVELOPE_LIMITS).phase
     except WireError:
         return None
 
@@ -77,7 +77,7 @@ def claimed_phase(message: bytes) -> str | None:
 def claimed_plan(message: bytes) -> bytes | None:
     """The hash of the plan that a message's envelope names, as :func:`claimed_phase`."""
     try:
-        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).plan
+        return unpack(Envelope, split(message)[0], ENVELOPE_LIMITS).plan
     except WireError:
         return None
 
@@ -152,7 +152,7 @@ class Expected:
 
     def _parse(self, data: bytes | memoryview) -> Envelope:
         try:
-            envelope = unpack(Envelope, data, _ENVELOPE_LIMITS)
+            envelope = unpack(Envelope, data, ENVELOPE_LIMITS)
         except WireError as error:
             raise self.fault("P-1.1", str(error), self.carrier) from None
         if envelope.spec != SPEC_VERSION:
