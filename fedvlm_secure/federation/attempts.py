@@ -31,8 +31,7 @@ class Attempts:
         self._folder, self._protocol, self._identity, self._roster = folder, protocol, identity, roster
         self._progress = folder.state / "progress.json"
         if not self._progress.exists():
-            self.run = entropy.random_bytes(RUN_BYTES)
-            self._go_on(1, 1, b"", NO_HISTORY, b"")
+            self._save(entropy.random_bytes(RUN_BYTES), 1, 1, b"", NO_HISTORY, b"")
         progress = read_json(self._progress)
         self.run, self.model = bytes.fromhex(progress["run"]), bytes.fromhex(progress["model"])
         self.round, self.attempt = progress["round"], progress["attempt"]
@@ -94,7 +93,9 @@ class Attempts:
             write(self._carried, carried, PRIVATE)
 
     def _go_on(self, round_index: int, attempt: int, model: bytes, history: bytes, last: bytes) -> None:
-        place = {"run": self.run.hex(), "round": round_index, "attempt": attempt}
-        hashes = {"model": model.hex(), "history": history.hex(), "last": last.hex()}
-        write_json(self._progress, place | hashes, PRIVATE)
+        self._save(self.run, round_index, attempt, model, history, last)
         self.round, self.attempt, self.model, self.history, self.last = round_index, attempt, model, history, last
+
+    def _save(self, run: bytes, round_index: int, attempt: int, model: bytes, history: bytes, last: bytes) -> None:
+        hashes = {"run": run.hex(), "model": model.hex(), "history": history.hex(), "last": last.hex()}
+        write_json(self._progress, {**hashes, "round": round_index, "attempt": attempt}, PRIVATE)

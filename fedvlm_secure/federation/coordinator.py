@@ -105,6 +105,10 @@ class Coordinator:
 
     def open(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
+        if not self._lineage.exists():  # what an auditor needs to tell one model from another
+            begun = agreed.lineage(np.zeros(0, np.float32))
+            named = {"base": begun.base.hex(), "adapter": begun.adapter, "common": begun.common.hex()}
+            write_json(self._lineage, named)
         return self._attempts.open(lambda: self._plan(agreed, shared, kind))
 
     def close(
@@ -230,6 +234,10 @@ class Coordinator:
             **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
             seconds=_rounded(seconds),
         )
+
+    @property
+    def _lineage(self) -> Path:
+        return self._folder.path / "lineage.json"
 
     def _bulletin(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.sum.cbor"

@@ -14,6 +14,7 @@ from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.federation.floors import policy_of
 from fedvlm_secure.federation.journal import ClientJournal, keep_line, keep_memory, logged, remembered
 from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.rounds import (
@@ -22,7 +23,6 @@ from fedvlm_secure.federation.rounds import (
     counters,
     lineage,
     noisy_sums,
-    policy_of,
     training_seed,
     vector_layout,
     weight_of,

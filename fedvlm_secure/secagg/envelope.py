@@ -135,6 +135,13 @@ class Expected:
                 phase (P-1.4), sender or recipient (P-1.5), or with a body of another form (P-1.6). Only the last is
                 certainly the sender's fault: anyone on the way can cut a message short or repeat an old one.
         """
+        try:
+            return unpack(body, self.verified(data).body)
+        except (WireError, MisuseError) as error:
+            raise self.fault("P-1.6", str(error)) from None
+
+    def verified(self, data: bytes | memoryview) -> Envelope:
+        """The envelope, its body still unread; raises :class:`ProtocolError` as :meth:`open` does, but for P-1.6."""
         envelope = self._parse(data)
         try:
             signed = _signed(envelope.phase, envelope.plan, envelope.sender, envelope.recipient, envelope.body)
@@ -145,10 +152,7 @@ class Expected:
             raise self.fault("P-1.3", "belongs to another plan: another run, round or attempt", self.carrier)
         if envelope.phase != self.phase:
             raise self.fault("P-1.4", f"belongs to phase {envelope.phase[:40]!r}", self.carrier)
-        try:
-            return unpack(body, envelope.body)
-        except (WireError, MisuseError) as error:
-            raise self.fault("P-1.6", str(error)) from None
+        return envelope
 
     def _parse(self, data: bytes | memoryview) -> Envelope:
         try:
