@@ -158,9 +158,9 @@ class _Federation:
     def finish(self) -> dict[str, Any]:
         """Everybody exports what it has, and the coordinator sums up."""
         rounds, common = self.settings.rounds, self.adapter.common_layout()
-        shared = self.coordinator.shared(common)
+        shared, ending = self.coordinator.shared(common), self.coordinator.closing(self._agreed(rounds))
         for participant in self.participants.values():
-            participant.finish(rounds, shared, self.model_name)
+            participant.finish(rounds, shared, self.model_name, ending)
         return self.coordinator.finish(common.size, versions())
 
     def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray | None) -> None:

@@ -11,7 +11,7 @@ from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.files import PRIVATE, read_json, write, write_json
 from fedvlm_secure.primitives import entropy
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.secagg.plan import RUN_BYTES, Plan
+from fedvlm_secure.secagg.plan import NO_HISTORY, RUN_BYTES, Plan
 from fedvlm_secure.secagg.protocols import ProtocolEntry
 from fedvlm_secure.secagg.roster import Roster
 
@@ -23,16 +23,19 @@ class Attempts:
         run: the run's random name.
         round, attempt: what runs now, from 1.
         model: hash of the model that follows from the last sum, where only clients read sums; else empty.
+        history: head of the transcripts' chain over the attempts so far.
+        last: hash of the last attempt's plan; empty before any.
     """
 
     def __init__(self, folder: Folder, protocol: ProtocolEntry, identity: Identity, roster: Roster) -> None:
         self._folder, self._protocol, self._identity, self._roster = folder, protocol, identity, roster
         self._progress = folder.state / "progress.json"
         if not self._progress.exists():
-            self._save(entropy.random_bytes(RUN_BYTES).hex(), 1, 1, b"")
+            self._save(entropy.random_bytes(RUN_BYTES), 1, 1, b"", NO_HISTORY, b"")
         progress = read_json(self._progress)
         self.run, self.model = bytes.fromhex(progress["run"]), bytes.fromhex(progress["model"])
         self.round, self.attempt = progress["round"], progress["attempt"]
+        self.history, self.last = bytes.fromhex(progress["history"]), bytes.fromhex(progress["last"])
 
     @property
     def place(self) -> tuple[int, int]:
@@ -60,15 +63,15 @@ class Attempts:
         Args:
             rotate: let the next round begin with fresh keys, where a protocol keeps some from round to round.
         """
-        self._archive(session)
+        head = self._archive(session)
         self._carry(self._protocol.server.rotated(session.carried) if rotate else session.carried)
-        self._go_on(self.round + 1, 1, model)
+        self._go_on(self.round + 1, 1, model, head, session.plan.hash)
 
     def fail(self, session: ServerJournal) -> None:
         """The attempt has failed; the next one begins."""
-        self._archive(session)
+        head = self._archive(session)
         self._carry(session.carried)
-        self._go_on(self.round, self.attempt + 1, self.model)
+        self._go_on(self.round, self.attempt + 1, self.model, head, session.plan.hash)
 
     @property
     def _path(self) -> Path:
@@ -78,18 +81,21 @@ class Attempts:
     def _carried(self) -> Path:
         return self._folder.state / "carried.cbor"
 
-    def _archive(self, session: ServerJournal) -> None:
+    def _archive(self, session: ServerJournal) -> bytes:
+        """Keep the transcript for good; the chain's head after it."""
+        transcript = session.transcript
         name = f"round-{self.round:04d}-attempt-{self.attempt}.cbor"
-        write(self._folder.path / "transcript" / name, session.transcript.to_bytes())
+        write(self._folder.path / "transcript" / name, transcript.to_bytes())
+        return transcript.head
 
     def _carry(self, carried: bytes) -> None:
         if carried:
             write(self._carried, carried, PRIVATE)
 
-    def _go_on(self, round_index: int, attempt: int, model: bytes) -> None:
-        self._save(self.run.hex(), round_index, attempt, model)
-        self.round, self.attempt, self.model = round_index, attempt, model
+    def _go_on(self, round_index: int, attempt: int, model: bytes, history: bytes, last: bytes) -> None:
+        self._save(self.run, round_index, attempt, model, history, last)
+        self.round, self.attempt, self.model, self.history, self.last = round_index, attempt, model, history, last
 
-    def _save(self, run: str, round_index: int, attempt: int, model: bytes) -> None:
-        described = {"run": run, "round": round_index, "attempt": attempt, "model": model.hex()}
-        write_json(self._progress, described, PRIVATE)
+    def _save(self, run: bytes, round_index: int, attempt: int, model: bytes, history: bytes, last: bytes) -> None:
+        hashes = {"run": run.hex(), "model": model.hex(), "history": history.hex(), "last": last.hex()}
+        write_json(self._progress, {**hashes, "round": round_index, "attempt": attempt}, PRIVATE)

@@ -26,6 +26,7 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import write, write_json
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.signing import Identity
+from fedvlm_secure.secagg.log import Closing, close
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster
@@ -104,6 +105,10 @@ class Coordinator:
 
     def open(self, agreed: Agreed, shared: np.ndarray | None, kind: str) -> ServerJournal:
         """The server's half of this attempt, as it was left if the attempt had begun."""
+        if not self._lineage.exists():  # what an auditor needs to tell one model from another
+            begun = agreed.lineage(np.zeros(0, np.float32))
+            named = {"base": begun.base.hex(), "adapter": begun.adapter, "common": begun.common.hex()}
+            write_json(self._lineage, named)
         return self._attempts.open(lambda: self._plan(agreed, shared, kind))
 
     def close(
@@ -151,6 +156,13 @@ class Coordinator:
         if attempt >= self._settings.aggregation.attempts:
             raise reason
 
+    def closing(self, agreed: Agreed) -> bytes:
+        """What tells the hospitals that the run is over, with what, and what the server has recorded of it."""
+        shared = self.shared(agreed.common)
+        model = self._attempts.model if shared is None else agreed.lineage(shared).hash
+        said = Closing(self.run, self._settings.rounds, model, self._attempts.history)
+        return close(self.identity, self._attempts.last, said)
+
     def finish(self, shared_parameters: int, versions: dict[str, str]) -> dict[str, Any]:
         """Sum the run up from what the server itself has seen; ``seconds`` is training and protocol, all attempts."""
         lines = self._folder.metrics.lines()
@@ -196,6 +208,7 @@ class Coordinator:
             size=agreed.layout.size if kind == TRAINING else 0,
             roster=self.roster.hash,
             model=model,
+            history=self._attempts.history,
         )
 
     def _record(
@@ -221,6 +234,10 @@ class Coordinator:
             **{"training-seconds": round(seconds.get(TRAINING, 0.0), 3)},
             seconds=_rounded(seconds),
         )
+
+    @property
+    def _lineage(self) -> Path:
+        return self._folder.path / "lineage.json"
 
     def _bulletin(self, round_index: int) -> Path:
         return self._folder.path / "global" / f"round-{round_index:04d}.sum.cbor"

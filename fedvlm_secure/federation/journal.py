@@ -23,6 +23,7 @@ from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.client import ClientSessionBase
+from fedvlm_secure.secagg.log import REPLY, REQUEST, ClientLog, Line, line_of
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.server import ServerSessionBase
@@ -60,7 +61,8 @@ _CLIENT = _Form(
     0x66764331,
     "PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA; PRAGMA secure_delete = ON",
     "CREATE TABLE memory (id INTEGER PRIMARY KEY CHECK (id = 0), memory BLOB NOT NULL);"
-    "CREATE TABLE session (id INTEGER PRIMARY KEY CHECK (id = 0), state BLOB NOT NULL)",
+    "CREATE TABLE session (id INTEGER PRIMARY KEY CHECK (id = 0), state BLOB NOT NULL);"
+    "CREATE TABLE log (number INTEGER PRIMARY KEY, line BLOB NOT NULL UNIQUE)",
 )
 
 
@@ -234,10 +236,10 @@ class ClientJournal:
             reply = self._session.reply(request)
         except ProtocolError:
             if self._session.refusal is not None:
-                self._save()
+                self._save(line_of(REQUEST, request))  # the server has signed what is refused
             raise
         # Nothing else is written: an interruption in the midst of a transition goes back to the state before it.
-        self._save()
+        self._save(line_of(REQUEST, request), line_of(REPLY, reply))
         return reply
 
     def to_bytes(self) -> bytes:
@@ -248,8 +250,9 @@ class ClientJournal:
         """Close the file."""
         self._database.close()
 
-    def _save(self) -> None:
+    def _save(self, *lines: Line) -> None:
         with self._database.transaction() as rows:
+            _add_lines(rows, lines)
             sealed = self._vault.seal(self._session.to_bytes())
             rows.execute("INSERT OR REPLACE INTO session VALUES (0, ?)", (sealed,))
             memory = pack(self._session.memory, STATE_LIMITS)
@@ -279,6 +282,27 @@ def keep_memory(path: Path, memory: Memory) -> None:
     """
     with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
         rows.execute("INSERT OR REPLACE INTO memory VALUES (0, ?)", (pack(memory, STATE_LIMITS),))
+
+
+def logged(path: Path, client: ClientId) -> ClientLog:
+    """What a client's file keeps for auditors; raises :class:`MisuseError` as :func:`remembered` does."""
+    if not path.exists():
+        return ClientLog(client)
+    with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
+        found = rows.execute("SELECT line FROM log ORDER BY number")
+        return ClientLog(client, tuple(unpack(Line, line, STATE_LIMITS) for (line,) in found))
+
+
+def keep_line(path: Path, line: Line) -> None:
+    """Add a line to a client's log; raises :class:`MisuseError` as :func:`keep_memory` does."""
+    with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
+        _add_lines(rows, (line,))
+
+
+def _add_lines(rows: sqlite3.Connection, lines: Iterable[Line]) -> None:
+    """A message that is repeated, as after a restart, is there once."""
+    packed = [(pack(line, STATE_LIMITS),) for line in lines]
+    rows.executemany("INSERT OR IGNORE INTO log (line) VALUES (?)", packed)
 
 
 def _client_rows(rows: sqlite3.Connection, vault: Vault) -> tuple[Memory, bytes | None]:

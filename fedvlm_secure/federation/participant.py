@@ -14,7 +14,8 @@ from fedvlm_secure.adapters import Adapter, save_peft
 from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.encoding.layout import VectorLayout
 from fedvlm_secure.errors import MisuseError, ProtocolError
-from fedvlm_secure.federation.journal import ClientJournal, keep_memory, remembered
+from fedvlm_secure.federation.floors import policy_of
+from fedvlm_secure.federation.journal import ClientJournal, keep_line, keep_memory, logged, remembered
 from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.rounds import (
     Result,
@@ -22,7 +23,6 @@ from fedvlm_secure.federation.rounds import (
     counters,
     lineage,
     noisy_sums,
-    policy_of,
     training_seed,
     vector_layout,
     weight_of,
@@ -34,6 +34,7 @@ from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.client import fingerprint
+from fedvlm_secure.secagg.log import REQUEST, line_of
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
@@ -234,8 +235,14 @@ class Participant:
         self._stand(round_index, personal, validation, shared)
         return validation
 
-    def finish(self, round_index: int, given: np.ndarray | None, model: str) -> None:
-        """Export the adapter in PEFT's format and sum the run up."""
+    def finish(self, round_index: int, given: np.ndarray | None, model: str, ending: bytes) -> None:
+        """Export the adapter in PEFT's format, keep the log for auditors, and sum the run up.
+
+        Args:
+            ending: the server's message that the run is over.
+        """
+        keep_line(self._session_path, line_of(REQUEST, ending))
+        write(self._folder.path / "log.cbor", logged(self._session_path, self.name).to_bytes())
         self._enter(self._standing(round_index), given)
         save_peft(self._adapter.exported(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
         self._summarise()

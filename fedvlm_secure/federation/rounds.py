@@ -11,13 +11,13 @@ import numpy as np
 from fedvlm_secure.adapters import AdapterSettings, SharedLayout
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.floors import policy_of
 from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.privacy.distributed import DistributedGaussian, noise_multiplier
-from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
-from fedvlm_secure.secagg.plan import RUN_BYTES, Plan, propose
-from fedvlm_secure.secagg.policy import Party, Policy, check_plan
+from fedvlm_secure.secagg.plan import NO_HISTORY, RUN_BYTES, Plan, propose
+from fedvlm_secure.secagg.policy import Party, check_plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import simulated
 from fedvlm_secure.secagg.session import Memory
@@ -56,6 +56,7 @@ def proposal(
     size: int,
     roster: bytes,
     model: bytes,
+    history: bytes = NO_HISTORY,
 ) -> Plan:
     """The plan that the settings mean.
 
@@ -63,13 +64,15 @@ def proposal(
         place: (round, attempt).
         size: how many numbers are shared.
         roster, model: their hashes.
+        history: head of the transcripts' chain so far.
 
     Raises:
         MisuseError: so many clients cannot aggregate safely under these settings.
     """
     noised = settings.privacy.mode == "client" and size > 0
     noise = noisy_sums(settings, tuple(sorted(cohort)), size).noise_multiplier if noised else 0.0
-    return _propose(settings, noise, size, run=run, place=place, cohort=cohort, roster=roster, model=model)
+    plan = _propose(settings, noise, size, run=run, place=place, cohort=cohort, roster=roster, model=model)
+    return replace(plan, history=history)
 
 
 @lru_cache(maxsize=16)
@@ -116,28 +119,6 @@ def _propose(
         noise_multiplier=noise,
         roster=roster,
         model=model,
-    )
-
-
-def policy_of(settings: Settings, noised: DistributedGaussian | None = None) -> Policy:
-    """A hospital's floors, from the settings, and not below what the promise about ``noised`` sums counts on."""
-    table, proposed = settings.policy, settings.aggregation.protocol
-    protocols = table.protocols
-    if protocols is None:
-        protocols = ("pairwise",) if proposed == "plain" else (proposed,)
-    max_corrupt = table.max_corrupt
-    if max_corrupt is None:
-        max_corrupt = 0 if set(protocols) <= set(SHARED_KEY) else 1
-    return Policy(
-        threat_model=table.threat_model,
-        max_corrupt=max(max_corrupt, noised.max_corrupt if noised else 0),
-        min_cohort=table.min_cohort,
-        min_survivors=max(table.min_survivors, noised.min_survivors if noised else 0),
-        protocols=protocols,
-        shared_key_despite_collusion=table.shared_key_despite_collusion,
-        published=table.published,
-        least_noise_multiplier=noised.noise_multiplier if noised else 0.0,
-        least_value_bits=settings.aggregation.value_bits if noised else 2,
     )
 
 

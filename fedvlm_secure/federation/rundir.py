@@ -17,7 +17,7 @@ from typing import Any
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.federation import keyfile
-from fedvlm_secure.files import read_json, write, write_json
+from fedvlm_secure.files import read_json, write
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 
 MANIFEST = "manifest.json"
@@ -127,28 +127,40 @@ class RunDirectory:
             path.relative_to(self.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in self.finished_files()
         }
-        signature = identity.sign("manifest", _canonical(hashes)).hex()
-        write_json(self.path / MANIFEST, {"files": hashes, "signer": identity.public.hex(), "signature": signature})
+        signature = identity.sign("manifest", _canonical(hashes))
+        write(self.path / MANIFEST, _manifest(hashes, identity.public, signature))
 
-    def verify_manifest(self) -> None:
+    def verify_manifest(self, signer_key: bytes | None = None) -> None:
         """Raise :class:`MisuseError` unless every finished file is as it was when the manifest was signed.
 
-        The signer's key is the one in the manifest: this finds damage, not a run forged as a whole.
+        Args:
+            signer_key: who must have signed it. If None, whoever the manifest names: that finds damage, not a run
+                forged as a whole.
         """
         manifest = read_json(self.path / MANIFEST)
         try:
             files, signer = manifest["files"], bytes.fromhex(manifest["signer"])
-            verify(signer, "manifest", _canonical(files), bytes.fromhex(manifest["signature"]))
+            signature = bytes.fromhex(manifest["signature"])
+            verify(signer, "manifest", _canonical(files), signature)
         except (KeyError, TypeError, ValueError, SignatureError) as error:
             raise MisuseError(f"{self.path / MANIFEST} is damaged: {error}") from None
         if not isinstance(files, dict):
             raise MisuseError(f"{self.path / MANIFEST} is damaged: it lists no files")
+        if (self.path / MANIFEST).read_bytes() != _manifest(files, signer, signature):
+            raise MisuseError(f"{self.path / MANIFEST} is damaged: it is not written as it was")
+        if signer != (signer_key or signer):
+            raise MisuseError(f"{self.path / MANIFEST} is signed by {signer.hex()[:16]}…, not by the roster's server")
         present = {path.relative_to(self.path).as_posix(): path for path in self.finished_files()}
         if odd := sorted(present.keys() ^ files.keys()):
             raise MisuseError(f"{self.path}: {odd[0]} was added or removed after the manifest was signed")
         for name, path in present.items():
             if hashlib.sha256(path.read_bytes()).hexdigest() != files[name]:
                 raise MisuseError(f"{path} was changed after the manifest was signed")
+
+
+def _manifest(files: dict[str, str], signer: bytes, signature: bytes) -> bytes:
+    content = {"files": files, "signer": signer.hex(), "signature": signature.hex()}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _canonical(value: dict[str, str]) -> bytes:

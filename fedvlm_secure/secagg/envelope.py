@@ -23,7 +23,7 @@ NETWORK = "network"  # who is to blame where no signature tells
 MAX_FRAMES = 1 << 17
 
 # An envelope is parsed before its signature is checked: nothing but its seven fields may cost anything.
-_ENVELOPE_LIMITS = Limits(max_depth=1, max_items=16)
+ENVELOPE_LIMITS = Limits(max_depth=1, max_items=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def split(message: bytes) -> list[memoryview]:
 def claimed_phase(message: bytes) -> str | None:
     """The phase that a message's envelope names, before anything of it is verified; None if it is no envelope."""
     try:
-        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).phase
+        return unpack(Envelope, split(message)[0], ENVELOPE_LIMITS).phase
     except WireError:
         return None
 
@@ -77,7 +77,7 @@ def claimed_phase(message: bytes) -> str | None:
 def claimed_plan(message: bytes) -> bytes | None:
     """The hash of the plan that a message's envelope names, as :func:`claimed_phase`."""
     try:
-        return unpack(Envelope, split(message)[0], _ENVELOPE_LIMITS).plan
+        return unpack(Envelope, split(message)[0], ENVELOPE_LIMITS).plan
     except WireError:
         return None
 
@@ -135,6 +135,13 @@ class Expected:
                 phase (P-1.4), sender or recipient (P-1.5), or with a body of another form (P-1.6). Only the last is
                 certainly the sender's fault: anyone on the way can cut a message short or repeat an old one.
         """
+        try:
+            return unpack(body, self.verified(data).body)
+        except (WireError, MisuseError) as error:
+            raise self.fault("P-1.6", str(error)) from None
+
+    def verified(self, data: bytes | memoryview) -> Envelope:
+        """The envelope, its body still unread; raises :class:`ProtocolError` as :meth:`open` does, but for P-1.6."""
         envelope = self._parse(data)
         try:
             signed = _signed(envelope.phase, envelope.plan, envelope.sender, envelope.recipient, envelope.body)
@@ -145,14 +152,11 @@ class Expected:
             raise self.fault("P-1.3", "belongs to another plan: another run, round or attempt", self.carrier)
         if envelope.phase != self.phase:
             raise self.fault("P-1.4", f"belongs to phase {envelope.phase[:40]!r}", self.carrier)
-        try:
-            return unpack(body, envelope.body)
-        except (WireError, MisuseError) as error:
-            raise self.fault("P-1.6", str(error)) from None
+        return envelope
 
     def _parse(self, data: bytes | memoryview) -> Envelope:
         try:
-            envelope = unpack(Envelope, data, _ENVELOPE_LIMITS)
+            envelope = unpack(Envelope, data, ENVELOPE_LIMITS)
         except WireError as error:
             raise self.fault("P-1.1", str(error), self.carrier) from None
         if envelope.spec != SPEC_VERSION:

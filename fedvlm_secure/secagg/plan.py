@@ -23,6 +23,7 @@ HONEST_BUT_CURIOUS = "honest-but-curious"
 MALICIOUS_SERVER = "malicious-server"
 THREAT_MODELS = (HONEST_BUT_CURIOUS, MALICIOUS_SERVER)
 RUN_BYTES = 16
+NO_HISTORY = bytes(32)
 LARGEST_COHORT = 4096
 
 # Up to here the complete graph is used even where a sparse one would do: at this size and d = 100,000 a client spends
@@ -74,6 +75,8 @@ class Plan:
             the deviation z·clip; 0 is none.
         ring_bits: what the layout needs for this cohort; recomputed by every client.
         roster, model: hashes of the pinned roster and of the model all clients must have loaded.
+        history: head of the transcripts' chain over all attempts of the run before this one
+            (:attr:`~fedvlm_secure.secagg.transcript.Transcript.head`); zeros before the first. Clients keep it.
     """
 
     protocol: str
@@ -93,6 +96,7 @@ class Plan:
     ring_bits: int
     roster: Digest
     model: Digest
+    history: Digest = NO_HISTORY
     spec: str = SPEC_VERSION
 
     @cached_property
@@ -196,6 +200,7 @@ def propose(
     min_survivors: int | None = None,
     rounding: str = "stochastic",
     noise_multiplier: float = 0.0,
+    history: bytes = NO_HISTORY,
 ) -> Plan:
     """A plan with everything that follows from the cohort filled in: thresholds and ring.
 
@@ -254,4 +259,5 @@ def propose(
         ring_bits=layout.ring_bits(clients, tail),
         roster=roster,
         model=model,
+        history=history,
     )

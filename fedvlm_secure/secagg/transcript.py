@@ -1,8 +1,13 @@
-"""What the server keeps of a round for auditors: signed envelopes and sizes, never a share or a masked vector."""
+"""What the parties keep of a round for auditors: signed envelopes and sizes, never a share or a masked vector.
+
+The server's transcripts are chained: every plan names the head of the chain before it, and every client keeps the plans
+that it was sent. A server that tells another story later contradicts what its clients hold under its own signature.
+"""
 
 from dataclasses import dataclass, field
 
 from fedvlm_secure.primitives import SPEC_VERSION
+from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.wire import STATE_LIMITS
 
@@ -43,6 +48,18 @@ class Transcript:
     def from_bytes(cls, data: bytes) -> "Transcript":
         """The inverse of :meth:`to_bytes`; raises :class:`~fedvlm_secure.primitives.wire.WireError`."""
         return unpack(cls, data, STATE_LIMITS)
+
+    @property
+    def head(self) -> bytes:
+        """The head of the chain after this attempt.
+
+        It begins with the plan's hash, which covers the head before this attempt, and takes in entry by entry.
+        """
+        head = digest("plan", self.plan)
+        for entry in self.entries:
+            said = (entry.phase, entry.direction, entry.client, entry.size, entry.digest)
+            head = digest("transcript-entry", head, *said)
+        return head
 
     def bytes_per_phase(self) -> dict[str, dict[str, int]]:
         """Bytes sent by the server (``"request"``) and by all clients (``"reply"``) in each phase."""

@@ -265,6 +265,7 @@ def plan_of(name: str, case: Case, roster: bytes, model: bytes) -> dict:
         "rounding": "stochastic" if case.noise else "nearest",
         "roster": roster,
         "model": model,
+        "history": digest("vector-history"),
         "spec": V,
     }
     return body | {"ring_bits": ring_bits(layout, n, noise_tail(body))}

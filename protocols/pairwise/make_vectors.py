@@ -234,6 +234,7 @@ def plan_of(name: str, case: Case, roster: bytes) -> dict:
         "ring_bits": ring_bits(layout, n),
         "roster": roster,
         "model": digest("vector-model"),
+        "history": digest("vector-history"),
         "spec": V,
     }
 

@@ -52,7 +52,7 @@ ENVELOPE = {"phase": str, "plan": 32, "sender": str, "recipient": str, "body": b
 LAYOUT = {"update": int, "counters": [{"name": str, "bound": int}], "value_bits": int, "weight_max": int}
 NUMBERS = ("round", "attempt", "max_corrupt", "degree", "threshold", "min_survivors", "ring_bits")
 TEXTS = ("protocol", "threat_model", "rounding", "spec")
-PLAN = {"run": 16, "cohort": [str], "layout": LAYOUT, "clip": 8, "noise": 8, "roster": 32, "model": 32}
+PLAN = {"run": 16, "cohort": [str], "layout": LAYOUT, "clip": 8, "noise": 8, "roster": 32, "model": 32, "history": 32}
 REQUESTS = {
     "keys": PLAN | dict.fromkeys(NUMBERS, int) | dict.fromkeys(TEXTS, str),
     "shares": {"keys": {str: bytes}, "others": {str: 32}},

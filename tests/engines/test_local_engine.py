@@ -200,7 +200,7 @@ def test_an_abort_that_was_interrupted_did_not_happen(
         patched.setattr(
             local._Federation, "_alive", lambda self, place, phases: lambda client, phase: client < "site-c"
         )
-        patched.setattr(Attempts, "_go_on", stopping_after(lambda self, round_index, attempt, model: None))
+        patched.setattr(Attempts, "_go_on", stopping_after(lambda self, *place: None))
         with pytest.raises(StoppedError):
             local.run(settings(), tmp_path / "run")
     assert RunDirectory(tmp_path / "run").coordinator.metrics.lines()[-1]["kind"] == "aborted"

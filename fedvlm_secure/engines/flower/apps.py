@@ -57,11 +57,11 @@ def client_app() -> ClientApp:
 
             return hospital.prepare(node, plan, Start.take(content))
 
-        def finish(node: Node, signature: bytes) -> None:
+        def finish(node: Node, ending: bytes) -> None:
             from fedvlm_secure.engines.flower import hospital
             from fedvlm_secure.engines.flower.job import Start
 
-            hospital.finish(node, Start.take(content), signature)
+            hospital.finish(node, Start.take(content), ending)
 
         return respond(message, context, prepare, finish)
 

@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 
 from fedvlm_secure.adapters import Adapter
 from fedvlm_secure.engines.assembly import attached
-from fedvlm_secure.engines.flower.hospital import FINISH_PURPOSE, finished
 from fedvlm_secure.engines.flower.job import Start
 from fedvlm_secure.engines.flower.link import Link
 from fedvlm_secure.engines.flower.node import KEY, ROSTER, load_identity
@@ -115,14 +114,9 @@ class _Server:
         agreed = self._agreed(self._settings.rounds)
         shared = self.coordinator.shared(agreed.common)
         starts = {node: self._start(name, shared) for node, name in self._arrived(self._last).items()}
-        if shared is not None:
-            model = agreed.lineage(shared).hash
-        else:
-            model = next((start.last.model for start in starts.values() if start.last is not None), b"")
-        said = finished(self.coordinator.run, self._settings.rounds, model)
-        signature = self.coordinator.identity.sign(FINISH_PURPOSE, said)
+        ending = self.coordinator.closing(agreed)
         contents = {node: start.put() for node, start in starts.items()}
-        answered = self._link.ask(Header(FINISH), signature, contents, self._deadlines.training)
+        answered = self._link.ask(Header(FINISH), ending, contents, self._deadlines.training)
         log.info("%d of %d hospitals have taken over the result", len(answered), self._members)
         return self.coordinator.finish(agreed.common.size, versions())
 

@@ -20,7 +20,8 @@ from fedvlm_secure.engines.flower.node import KEY, OWN, ROSTER, SETTINGS, load_i
 from fedvlm_secure.engines.local import RunResult, check_folder
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import check_settings, policy_of
+from fedvlm_secure.federation.floors import policy_of
+from fedvlm_secure.federation.rounds import check_settings
 from fedvlm_secure.federation.rundir import DEPLOYMENT, RunDirectory
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import read_json, write

@@ -20,12 +20,10 @@ from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.kdf import digest
-from fedvlm_secure.primitives.signing import SignatureError, verify
+from fedvlm_secure.secagg.log import CLOSING, read_closing
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.session import SERVER
-
-FINISH_PURPOSE = "flower-finish"
 
 
 def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
@@ -67,7 +65,7 @@ def prepare(node: Node, plan: Plan, start: Start) -> Prepared:
     )
 
 
-def finish(node: Node, start: Start, signature: bytes) -> None:
+def finish(node: Node, start: Start, ending: bytes) -> None:
     """Take over the last round's result, see how it does here, and export the adapter.
 
     Raises:
@@ -79,21 +77,13 @@ def finish(node: Node, start: Start, signature: bytes) -> None:
     if run is None:
         raise MisuseError("the run that ends has not begun here")
     model = start.last.model if start.last is not None else participant.lineage(rounds + 1, _shared(start)).hash
-    try:
-        verify(node.roster.server, FINISH_PURPOSE, finished(run, rounds, model), signature)
-    except SignatureError:
-        raise ProtocolError(
-            "P-1.1", party=SERVER, phase="finish", detail="has not signed this end of the run"
-        ) from None
+    said = read_closing(ending, node.roster.server)
+    if (said.run, said.rounds, said.model) != (run, rounds, model):
+        raise ProtocolError("P-1.3", party=SERVER, phase=CLOSING, detail="ends another run, or with another model")
     participant.adopt(rounds, hospital.roster, lambda: hospital.result(start))
     if hospital.settings.privacy.mode != "none":
         participant.evaluate_test(rounds, start.shared)
-    participant.finish(rounds, start.shared, hospital.model)
-
-
-def finished(run: bytes, rounds: int, model: bytes) -> bytes:
-    """What the server signs at the end of a run."""
-    return digest(FINISH_PURPOSE, run, rounds, model)
+    participant.finish(rounds, start.shared, hospital.model, ending)
 
 
 def bound_run(node: Node) -> bytes | None:

@@ -151,6 +151,7 @@ class SecureAggregator:
             rounding=table.rounding,
             roster=self._roster.hash,
             model=vectors.model_digest(arrays),
+            history=self._attempts.history,
         )
 
     def _round(

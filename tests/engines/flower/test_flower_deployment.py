@@ -11,7 +11,7 @@ from fedvlm_secure.engines.flower.network import Network, free_ports
 from fedvlm_secure.engines.flower.node import SIMULATED_VARIABLE, Node
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rounds import policy_of
+from fedvlm_secure.federation.floors import policy_of
 from fedvlm_secure.federation.settings import Settings
 
 

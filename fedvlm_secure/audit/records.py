@@ -1,0 +1,107 @@
+"""What the auditor reads: a run directory as the server hands it over, and logs as clients hand them over."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.federation.floors import policy_of
+from fedvlm_secure.federation.rundir import RunDirectory
+from fedvlm_secure.federation.settings import Settings
+from fedvlm_secure.primitives.kdf import digest
+from fedvlm_secure.primitives.schema import unpack
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
+from fedvlm_secure.secagg.log import ClientLog
+from fedvlm_secure.secagg.plan import Plan
+from fedvlm_secure.secagg.policy import Policy
+from fedvlm_secure.secagg.protocols import PROTOCOLS
+from fedvlm_secure.secagg.roster import Roster, read_roster
+from fedvlm_secure.secagg.transcript import Transcript
+
+_NAME = re.compile(r"round-(\d{4,})-attempt-(\d+)\.cbor")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt as the server has recorded it.
+
+    Attributes:
+        where: how findings name it.
+        place: (round, attempt), by the file's name.
+    """
+
+    where: str
+    place: tuple[int, int]
+    transcript: Transcript
+    plan: Plan
+
+    @property
+    def hash(self) -> bytes:
+        """The plan's hash, of its recorded bytes."""
+        return digest("plan", self.transcript.plan)
+
+
+@dataclass(frozen=True)
+class Records:
+    """A run as far as it can be read.
+
+    Attributes:
+        unreadable: files that are damaged, each with what is wrong with it.
+        policy: the floors that plans are held against; None if the directory has no settings that can be read.
+    """
+
+    folder: RunDirectory
+    roster: Roster
+    attempts: tuple[Attempt, ...]
+    logs: tuple[ClientLog, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    policy: Policy | None
+
+
+def read(path: Path, logs: Sequence[Path]) -> Records:
+    """Read everything that there is.
+
+    Raises:
+        MisuseError: ``path`` is no finished run's directory, its roster is damaged, or a log is no client's log.
+    """
+    folder = RunDirectory(path)
+    if not (folder.roster.exists() and (folder.coordinator.path / "transcript").is_dir()):
+        raise MisuseError(f"{path} is no run directory with a roster and transcripts")
+    attempts, unreadable = _attempts(folder)
+    roster = read_roster(folder.roster.read_bytes())
+    return Records(folder, roster, attempts, tuple(map(_log, logs)), tuple(unreadable), _policy(folder))
+
+
+def _attempts(folder: RunDirectory) -> tuple[tuple[Attempt, ...], list[tuple[str, str]]]:
+    found, unreadable = [], []
+    for path in sorted((folder.coordinator.path / "transcript").iterdir()):
+        where, named = path.relative_to(folder.path).as_posix(), _NAME.fullmatch(path.name)
+        if named is None:
+            unreadable.append((where, "is no transcript by its name"))
+            continue
+        try:
+            transcript = Transcript.from_bytes(path.read_bytes())
+            plan = unpack(Plan, transcript.plan, STATE_LIMITS)
+            if plan.protocol not in PROTOCOLS:
+                raise WireError(f"protocol {plan.protocol[:40]!r} is not known")
+        except (WireError, MisuseError) as error:
+            unreadable.append((where, str(error)))
+            continue
+        found.append(Attempt(where, (int(named[1]), int(named[2])), transcript, plan))
+    return tuple(sorted(found, key=lambda attempt: attempt.place)), unreadable
+
+
+def _log(path: Path) -> ClientLog:
+    try:
+        return ClientLog.from_bytes(path.read_bytes())
+    except (OSError, WireError) as error:
+        raise MisuseError(f"{path} is no client's log: {error}") from None
+
+
+def _policy(folder: RunDirectory) -> Policy | None:
+    try:
+        return policy_of(Settings.from_toml(folder.settings))
+    except (MisuseError, OSError, tomllib.TOMLDecodeError):
+        return None

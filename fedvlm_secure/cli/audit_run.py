@@ -1,0 +1,81 @@
+"""``fedvlm-secure audit run``: a finished run re-checked offline, clause by clause."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedvlm_secure.audit.verdict import ClauseVerdict, Verdict
+
+FAILED = 6  # exit code
+
+
+def run(
+    directory: Annotated[Path, typer.Argument(help="The run directory.")],
+    client_log: Annotated[
+        list[Path] | None, typer.Option(help="A client's log.cbor, from the client itself; give several.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Settings whose [policy] plans are held against; the run's own if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Re-check a finished run from transcripts, roster and clients' logs; exits with 6 if a clause does not hold."""
+    from fedvlm_secure.audit.run import audit_run
+    from fedvlm_secure.federation.floors import policy_of
+    from fedvlm_secure.federation.settings import Settings
+
+    floors = None if policy is None else policy_of(Settings.from_toml(policy))
+    verdict = audit_run(directory, client_log or (), floors)
+    if as_json:
+        typer.echo(json.dumps(verdict.to_json()))
+    else:
+        _print(verdict)
+    if verdict.failed:
+        raise typer.Exit(FAILED)
+
+
+def _print(verdict: "Verdict") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedvlm_secure.audit.verdict import CLAUSES, FAIL, PASS
+
+    colours = {PASS: "green", FAIL: "bold red"}
+    title = f"{verdict.attempts} attempts under {verdict.protocol or 'no protocol'}, run {verdict.run}"
+    table = Table(title=title, show_lines=True, title_justify="left")
+    for column in ("clause", "outcome", "looked at", "rule and evidence"):
+        table.add_column(column, overflow="fold")
+    for clause in verdict.clauses:
+        said = [escape(CLAUSES[clause.clause]), *_evidence(clause), *(f"[dim]{escape(it)}[/]" for it in clause.why)]
+        colour = colours.get(clause.outcome, "dim")
+        table.add_row(clause.clause, f"[{colour}]{clause.outcome}[/]", f"{clause.checked:,}", "\n".join(said))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    console.print(said_of_logs(verdict), style="bold red" if verdict.failed else None)
+
+
+def _evidence(clause: "ClauseVerdict") -> list[str]:
+    from rich.markup import escape
+
+    shown = [f"[red]{escape(it.where)}: {escape(it.detail)}[/]" for it in clause.findings]
+    more = clause.failures - len(shown)
+    return [*shown, f"[red]and {more:,} more[/]"] if more > 0 else shown
+
+
+def said_of_logs(verdict: "Verdict") -> str:
+    """For whom the verdict covers what the server has not recorded."""
+    given, cohort = len(verdict.logs), len(verdict.cohort)
+    if verdict.failed:
+        return "A clause does not hold."
+    if not given:
+        return "Every clause that can be checked holds. No client's log was given: requests may have gone unrecorded."
+    return (
+        f"Every clause that can be checked holds. No request went unrecorded for {given} of {cohort} clients, "
+        "those whose logs were given."
+    )
