@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from audit_kit import finished
+from audit_run_kit import finished
 
 from fedvlm_secure.audit.run import audit_run
 from fedvlm_secure.audit.verdict import CLAUSES, FAIL, NOT_CHECKABLE, PASS
