@@ -90,14 +90,16 @@ class Proposal:
     Attributes:
         threshold: shares that recover a secret, instead of what is due.
         modulus_bits: a modulus of so many bits, instead of what is due.
-        played: clients that the server plays itself, with keys of its own; members' names or new ones.
+        impersonated: members that the server plays itself, with keys of its own.
+        sybils: clients that nobody but the server knows; it plays them.
         colluders: clients that share everything with the server.
         shown: which model each client is shown; all the same one if empty.
     """
 
     threshold: int | None = None
     modulus_bits: int | None = None
-    played: tuple[str, ...] = ()
+    impersonated: tuple[str, ...] = ()
+    sybils: tuple[str, ...] = ()
     colluders: tuple[str, ...] = ()
     shown: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -127,16 +129,19 @@ class Upload:
     """What one client uploads, seen from both sides.
 
     Attributes:
-        words: int64 [d] in [0, modulus), as the server is sent them.
-        encoded: int64 [d], what the client has masked, up to ``tolerance`` of random rounding.
-        size: bytes on the wire.
+        size: bytes of the message.
+        payload: the part of it that carries the vector.
+        words: int64 [d] in [0, modulus), the masked numbers; None where the payload is ciphertexts.
+        encoded: int64 [d], what the client has masked, up to ``tolerance`` of random rounding; None likewise.
+        modulus: of both; 0 where there are none.
     """
 
-    words: NDArray[np.int64]
-    encoded: NDArray[np.int64]
-    modulus: int
-    tolerance: int
     size: int
+    payload: bytes
+    words: NDArray[np.int64] | None = None
+    encoded: NDArray[np.int64] | None = None
+    modulus: int = 0
+    tolerance: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,11 @@ class Masks:
 
     Attributes:
         seeds: examples of each kind of seed as the protocol makes them, by kind.
-        expand: (seed, modulus, count) to int64 [count]; the modulus is a power of two.
+        expand: (kind, seed, modulus, count) to int64 [count]; the modulus is a power of two.
     """
 
     seeds: Mapping[str, list[bytes]]
-    expand: Callable[[bytes, int, int], NDArray[np.int64]]
+    expand: Callable[[str, bytes, int, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -200,8 +205,13 @@ class Attempt(Protocol):
             BrokenRoundError: there is no sum.
         """
 
-    def again(self, new: bool) -> "Attempt":
-        """The server asks the same clients once more, the updates unchanged: with the very proposal, or a new one."""
+    def again(self, new: bool, trained: bool) -> "Attempt":
+        """After the round, the server begins once more with the same clients.
+
+        Args:
+            new: with a new proposal; if False, with the very one of this attempt.
+            trained: clients have trained anew; if False, they send the same updates.
+        """
 
     def upload(self, client: str) -> Upload:
         """A client's upload, once it has been sent."""
@@ -213,7 +223,7 @@ class Attempt(Protocol):
         """For every step, messages that break its form."""
 
     def secrets(self, client: str) -> Mapping[str, bytes]:
-        """The private keys and seeds that a client holds now."""
+        """The private keys and seeds that a client has held in the attempt, by their names."""
 
     def at_rest(self, client: str) -> bytes:
         """What a client keeps of the attempt, as it would be stored."""
@@ -281,7 +291,7 @@ class Lacking:
         """See :class:`Attempt`."""
         self._no("finish")
 
-    def again(self, new: bool) -> Any:
+    def again(self, new: bool, trained: bool) -> Any:
         """See :class:`Attempt`."""
         self._no("again")
 
