@@ -12,13 +12,14 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-VULNERABLE, RESISTED, NOT_APPLICABLE = "vulnerable", "resisted", "not-applicable"
+VULNERABLE, RESISTED, NOT_APPLICABLE = OUTCOMES = "vulnerable", "resisted", "not-applicable"
 
 # What every protocol of this kind does, under whatever names: the server proposes, passes keys on, passes shares on and
 # is sent inputs, says who survived, and asks for what removes the protection.
 PROPOSAL, KEYS, INPUT, AGREEMENT, UNMASK = STEPS = ("proposal", "keys", "input", "agreement", "unmask")
 
 Vector = NDArray[np.float64]
+Withheld = Mapping[str, Collection[str]]
 
 
 class NotApplicableError(Exception):
@@ -186,8 +187,12 @@ class Decryption:
 class Attempt(Protocol):
     """One attempt at a round. A method the protocol has no place for raises :class:`NotApplicableError`."""
 
-    def until(self, step: str) -> None:
-        """Go through the steps before ``step`` with every client, honestly but for the proposal."""
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
+        """Go through the steps before ``step`` with every client, honestly but for the proposal.
+
+        Args:
+            withheld: for some clients, the peers whose shares they are not given at :data:`INPUT`.
+        """
 
     def agree(self, client: str, survivors: Collection[str]) -> None:
         """Tell one client who survived, and keep what it signs; nothing where no protocol step does that."""
@@ -244,10 +249,12 @@ class AuditTarget(Protocol):
     Attributes:
         name: what the command line calls it.
         phases: its phases, in order, as :meth:`Attempt.finish` takes them.
+        input_phase: the one in which clients send their inputs.
     """
 
     name: str
     phases: tuple[str, ...]
+    input_phase: str
 
     def open(self, cohort: Cohort, proposal: Proposal = HONEST) -> Attempt:
         """Clients with these inputs, before the first message."""
@@ -271,7 +278,7 @@ class Lacking:
     def _no(self, method: str) -> NoReturn:
         raise NotApplicableError(self.lacks.get(method) or self.lacks.get("", "the target offers no way to try it"))
 
-    def until(self, step: str) -> None:
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
         """See :class:`Attempt`."""
         self._no("until")
 

@@ -163,14 +163,25 @@ def overflow(target: AuditTarget) -> Finding:
         "modulus 2^24, all weights at their maximum": (small, Proposal(modulus_bits=24)),
         f"weights of {250 * WEIGHT_MAX} where {WEIGHT_MAX} is the maximum": (heavy, Proposal()),
     }
-    moves, wrong = Moves((PROPOSAL,), ("P-2",)), []
+    moves, wrong, right = Moves((PROPOSAL,), ("P-2",)), list[str](), list[str]()
+    lacking = NotApplicableError()
     for what, (clients, proposal) in cases.items():
-        error = _error_of_sum(target, clients, proposal, moves)
+        try:
+            error = _error_of_sum(target, clients, proposal, moves)
+        except NotApplicableError as reason:
+            lacking = reason
+            continue
         if error is not None and error > WRONG_SUM:
             wrong.append(f"{what}: a mean that is off by {error:.2g} (relative L2), and no error")
+        elif error is not None:
+            right.append(f"{what}: a mean that is right to {error:.2g}")
     if wrong:
         return Finding(VULNERABLE, "; ".join(wrong))
-    return moves.resisted()
+    if moves.refused:
+        return moves.resisted("; ".join(right))
+    if right:
+        return Finding(RESISTED, "; ".join(right))
+    raise lacking
 
 
 def _error_of_sum(target: AuditTarget, clients: Cohort, proposal: Proposal, moves: Moves) -> float | None:
@@ -260,21 +271,21 @@ ATTACKS = (
         "draws masks of a small modulus and looks at uploads: Pearson's test, p < 1e-9",
         "a masked word is a little likelier near some inputs than others; small at a large modulus, and no perfect "
         "secrecy at any",
-        "Bonawitz et al. (CCS 2017), section 3: masks uniform over the group",
+        "Bonawitz et al. (CCS 2017): masks uniform over the group",
         mask_uniformity,
     ),
     Attack(
         "seed-entropy",
         "flips each bit of a mask's seed and looks at the stream that comes out; nothing is searched",
         "a stream has no more secrecy than bits that its seed is reduced to, whatever the length of keys before it",
-        "NIST SP 800-90A; flwr issue #7522 for its generator",
+        "NIST SP 800-90A: a generator is no stronger than its seed",
         seed_entropy,
     ),
     Attack(
         "mask-reuse",
         "subtracts a client's uploads of two rounds",
         "the difference of two updates in the clear",
-        "Bonawitz et al. (CCS 2017), section 4: fresh seeds",
+        "Bonawitz et al. (CCS 2017): fresh seeds in every round",
         mask_reuse,
     ),
     Attack(
@@ -302,7 +313,7 @@ ATTACKS = (
         "dropout",
         "has each client in turn fall silent in each phase",
         "one lost connection ends the round for all",
-        "Bonawitz et al. (CCS 2017), section 4: dropouts between any two rounds of messages",
+        "Bonawitz et al. (CCS 2017): dropouts between any two messages",
         dropout,
     ),
 )

@@ -24,7 +24,6 @@ from fedvlm_secure.audit.target import (
     AuditTarget,
     BrokenRoundError,
     Cohort,
-    NotApplicableError,
     Proposal,
 )
 
@@ -104,10 +103,9 @@ def second_sum(target: AuditTarget) -> Finding:
     clients = cohort()
     first = target.open(clients)
     total = first.finish()
-    phase = target.phases[min(2, len(target.phases) - 1)]
     moves = Moves((PROPOSAL,), ("P-7", "E-4"))
     means = []
-    if not moves.make(lambda: means.append(first.again(new=True, trained=False).finish({VICTIM: phase}))):
+    if not moves.make(lambda: means.append(first.again(new=True, trained=False).finish({VICTIM: target.input_phase}))):
         return moves.resisted()
     (without,) = means
     weight = total.weight - without.weight
@@ -138,7 +136,7 @@ def another_model(target: AuditTarget) -> Finding:
     alone = mean.values * mean.weight / clients.weights[VICTIM]
     error_of_it = relative(alone, alive.updates[VICTIM].astype(np.float64))
     if not error_of_it < RECOVERED:
-        raise NotApplicableError(f"inconclusive: the sum is off the victim's update by {error_of_it:.1e}")
+        raise InconclusiveError(f"the sum is off the victim's update by {error_of_it:.1e}")
     return Finding(
         VULNERABLE,
         f"{len(clients.names)} clients trained from two models; their sum is {VICTIM}'s update to {error_of_it:.1e} "
@@ -152,21 +150,21 @@ ATTACKS = (
         "passes on keys of its own as those of a client's peers",
         "the client shares its secrets with the server and masks with masks that the server knows: its update in the "
         "clear; takes a server in the middle, which every server is",
-        "Bonawitz et al. (CCS 2017), section 6.2: signed keys",
+        "Bonawitz et al. (CCS 2017): signed keys against an active adversary",
         key_substitution,
     ),
     Attack(
         "sybil",
         "makes up all peers of a client",
         "the sum is that client's update; nothing but a list of members that the server does not keep prevents it",
-        "Douceur (IPTPS 2002); Pasquini et al. (CCS 2022)",
+        "Douceur (IPTPS 2002)",
         sybils,
     ),
     Attack(
         "threshold-downgrade",
         "proposes a threshold of one share, and has one colluder",
         "one colluding client opens everybody's masks, before or after the round",
-        "Bell et al. (CCS 2020), section 4: thresholds follow from n and the number of colluders",
+        "Bell et al. (CCS 2020): thresholds follow from n and the number of colluders",
         threshold_downgrade,
     ),
     Attack(
@@ -181,14 +179,14 @@ ATTACKS = (
         "replay",
         "sends the proposal of a finished round again",
         "rounds are run as often as the server likes, and by their records cannot be told apart",
-        "Bonawitz et al. (CCS 2017), section 6: messages bound to a session",
+        "messages bound to run, round and attempt",
         replay,
     ),
     Attack(
         "second-sum",
         "has the same updates summed again, without one client",
         "the difference of two sums is that client's update; takes an application that returns the update it has",
-        "Pasquini et al. (CCS 2022); So et al. (AAAI 2023): multi-round leakage",
+        "So et al. (AAAI 2023): leakage over rounds",
         second_sum,
     ),
     Attack(

@@ -1,9 +1,9 @@
 """Attacks on what removes the masks: the server wants both of a client's secrets, of which it may have one."""
 
 from fedvlm_secure.audit.attacks.trial import VICTIM, Attack, Finding, Moves, cohort, exposure
-from fedvlm_secure.audit.target import AGREEMENT, UNMASK, AuditTarget
+from fedvlm_secure.audit.target import AGREEMENT, UNMASK, AuditTarget, Proposal
 
-BONAWITZ = "Bonawitz et al. (CCS 2017), section 4: never both shares of one client"
+BONAWITZ = "Bonawitz et al. (CCS 2017): never both shares of one client"
 
 
 def dual_share_request(target: AuditTarget) -> Finding:
@@ -39,21 +39,35 @@ def split_dual_request(target: AuditTarget) -> Finding:
 
 
 def equivocation(target: AuditTarget) -> Finding:
-    """Two survivor lists, each told to one half of the cohort throughout: with the victim, and without it."""
+    """Everyone is told another survivor list: the victim's self mask is all they agree on; each gives one share a peer.
+
+    The victim was given the shares of three peers only, so that the masks of two others and a colluder's protect it.
+    """
     clients = cohort()
-    attempt = target.open(clients)
-    attempt.until(AGREEMENT)
     names = clients.names
-    rest = tuple(name for name in names if name != VICTIM)
-    half = (VICTIM, *rest)[: len(names) // 2]
-    lists = {name: names if name in half else rest for name in names}
+    first, victim, second, third, fourth, colluder = names
+    assert victim == VICTIM
+    withheld = {victim: (third, fourth)}
+    lists = {
+        victim: (first, victim, second, colluder),
+        first: (first, victim, third, fourth, colluder),
+        second: (victim, second, third, fourth, colluder),
+        third: (victim, third, fourth, colluder),
+        fourth: (victim, third, fourth, colluder),
+    }
+    attempt = target.open(clients, Proposal(colluders=(colluder,)))
+    attempt.until(AGREEMENT, withheld)
     moves = Moves((AGREEMENT, UNMASK), ("P-6", "P-7"))
     for name, survivors in lists.items():
-        moves.make(lambda name=name, survivors=survivors: attempt.agree(name, survivors))  # type: ignore[misc]
-    for name, survivors in lists.items():
-        dropped = () if name in half else (VICTIM,)
-        moves.make(lambda name=name, survivors=survivors, dropped=dropped: attempt.unmask(name, survivors, dropped))  # type: ignore[misc]
-    return exposure(attempt, clients, moves, "clients answered for two contradictory survivor lists in one attempt")
+        dropped = set(names) - set(survivors) - set(withheld.get(name, ()))
+
+        def told(name: str = name, survivors: tuple[str, ...] = survivors, dropped: set[str] = dropped) -> None:
+            attempt.agree(name, survivors)
+            attempt.unmask(name, survivors, sorted(dropped))
+
+        moves.make(told)
+    how = f"{len(lists)} clients answered for {len(set(lists.values()))} survivor lists in one attempt, one colluding"
+    return exposure(attempt, clients, moves, how)
 
 
 ATTACKS = (
@@ -68,14 +82,14 @@ ATTACKS = (
         "split-dual-request",
         "asks one half of the clients for a client's first secret, and the other half for its second",
         "the same, though no client has given both shares; a check that each client makes by itself does not help",
-        "Bell et al. (CCS 2020), section 4.3: semi-malicious thresholds",
+        "Bell et al. (CCS 2020): thresholds against a semi-malicious server",
         split_dual_request,
     ),
     Attack(
         "equivocation",
-        "tells the halves of a cohort different survivor lists, from the first mention to the last",
-        "two sums that differ by one client's update, which is thereby in the clear",
-        "Bonawitz et al. (CCS 2017), section 6.2: consistency check",
+        "tells every client another survivor list, each sound by itself, and has one colluder",
+        "one client's update and weight in the clear, though nobody gave two shares of one client, at any threshold",
+        "Bonawitz et al. (CCS 2017): consistency check against an active adversary",
         equivocation,
     ),
 )

@@ -27,12 +27,6 @@ from fedvlm_secure.audit.target import (
 WEIGHT, METRIC = 617, 431  # numbers that are found only where they were put
 
 
-def _planted() -> Cohort:
-    clients = cohort()
-    metrics = {**clients.metrics, VICTIM: METRIC}
-    return replace(clients, weights={**clients.weights, VICTIM: WEIGHT}, metrics=metrics)
-
-
 def cleartext_update(target: AuditTarget) -> Finding:
     """The upload as it is, no secret asked for."""
     clients = cohort()
@@ -50,16 +44,19 @@ def cleartext_update(target: AuditTarget) -> Finding:
 
 def cleartext_weight(target: AuditTarget) -> Finding:
     """The sample count in what a client says."""
-    return _found(target, WEIGHT, "weight")
+    clients = cohort()
+    return _found(target, replace(clients, weights={**clients.weights, VICTIM: WEIGHT}), WEIGHT, "weight")
 
 
 def cleartext_metrics(target: AuditTarget) -> Finding:
     """A metric in what a client says."""
-    return _found(target, METRIC, "number of right answers")
+    clients = cohort()
+    metrics = {name: METRIC if name == VICTIM else index for index, name in enumerate(clients.names)}
+    return _found(target, replace(clients, metrics=metrics), METRIC, "number of right answers")
 
 
-def _found(target: AuditTarget, number: int, what: str) -> Finding:
-    attempt = target.open(_planted())
+def _found(target: AuditTarget, clients: Cohort, number: int, what: str) -> Finding:
+    attempt = target.open(clients)
     attempt.until(AGREEMENT)
     said = attempt.said(VICTIM)
     where = sorted({each.where for each in said if not isinstance(each.value, bytes | str) and each.value == number})
@@ -99,7 +96,7 @@ def private_keys(target: AuditTarget) -> Finding:
     kept = [name for name, secret in secrets.items() if secret in attempt.at_rest(VICTIM)]
     listed = f"of {', '.join(secrets)}"
     in_view = f"the server's messages and state hold {' and '.join(seen) or 'none'}"
-    at_rest = f"the client's state after the round holds {' and '.join(kept) or 'none'}"
+    at_rest = f"what the client keeps after the round holds {' and '.join(kept) or 'none'}"
     return Finding(VULNERABLE if seen or kept else RESISTED, f"{listed}: {in_view}; {at_rest}")
 
 
@@ -161,13 +158,13 @@ ATTACKS = (
         "malformed-messages",
         "sends truncated, oversized and ill-typed messages in every phase",
         "what is accepted unchecked is where other attacks begin; large replies to small requests",
-        "OWASP: input validation",
+        "every message is input",
         malformed,
     ),
     Attack(
         "private-keys",
-        "searches the server's view, and a client's state after the round, for the client's keys and seeds",
-        "recorded traffic opens to whoever gets at the state later",
+        "searches the server's view, and what a client keeps after the round, for the client's keys and seeds",
+        "recorded traffic opens to whoever gets at either later; in the server's view, at once",
         "forward secrecy",
         private_keys,
     ),

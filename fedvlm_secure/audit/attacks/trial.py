@@ -16,6 +16,7 @@ from fedvlm_secure.audit.target import (
     VULNERABLE,
     Attempt,
     AuditTarget,
+    BrokenRoundError,
     Cohort,
     NotApplicableError,
     RefusedError,
@@ -81,7 +82,7 @@ def cohort(
     chosen = list(names) or [f"c{index:02d}" for index in range(clients)]
     updates = {name: values(name, dimension, deviation) for name in chosen}
     weights = {name: weight(index) for index, name in enumerate(chosen)}
-    return Cohort(updates, weights, WEIGHT_MAX, {name: 31 + 7 * index for index, name in enumerate(chosen)})
+    return Cohort(updates, weights, WEIGHT_MAX)
 
 
 def values(label: str, dimension: int, deviation: float) -> NDArray[np.float32]:
@@ -157,5 +158,5 @@ def run(attack: Attack, target: AuditTarget) -> Finding:
         return Finding(NOT_APPLICABLE, str(error))
     except InconclusiveError as error:
         return Finding(NOT_APPLICABLE, f"inconclusive: {error}")
-    except RefusedError as error:
-        return Finding(NOT_APPLICABLE, f"inconclusive: an honest message was {error}")
+    except (RefusedError, BrokenRoundError, TooLittleError) as error:
+        return Finding(NOT_APPLICABLE, f"inconclusive: what is honest of it failed: {error}")

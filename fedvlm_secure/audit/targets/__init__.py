@@ -14,11 +14,13 @@ class OurTarget:
 
     name: str
     phases: tuple[str, ...] = field(init=False)
+    input_phase: str = field(init=False)
 
     def __post_init__(self) -> None:
         from fedvlm_secure.secagg.protocols import lookup
 
         self.phases = lookup(self.name).phases
+        self.input_phase = next(phase for phase in self.phases if phase in ("input", "masked-input"))
 
     def open(self, cohort: Cohort, proposal: Proposal = HONEST) -> Attempt:
         """See :class:`AuditTarget`."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from fedvlm_secure.audit.target import (
     AGREEMENT,
     INPUT,
@@ -15,6 +17,7 @@ from fedvlm_secure.audit.target import (
     Said,
     TooLittleError,
     Upload,
+    Withheld,
 )
 from fedvlm_secure.audit.targets.ours import OurAttempt
 from fedvlm_secure.primitives.merkle import MerkleTree
@@ -40,7 +43,7 @@ class EncryptedAttempt(OurAttempt):
     }
     _own_key: tuple[DealtKey, Secret] | None = None  # what a lying server has dealt itself
 
-    def until(self, step: str) -> None:
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
         """See :class:`Attempt`; keys and inputs are one exchange here, and the sum is read at the agreement."""
         if step == PROPOSAL or self.server is not None or self._own_key is not None:
             return
@@ -124,13 +127,18 @@ class EncryptedAttempt(OurAttempt):
         """See :class:`Attempt`; sessions keep no key, they open their box when they need it."""
         return {"the shared key": self._held(client).secret.reveal()}
 
+    def at_rest(self, client: str) -> bytes:
+        """See :class:`Attempt`; the box that brought the key is on record, and the member's identity key opens it."""
+        return super().at_rest(client) + self._held(client).secret.reveal()
+
     def decryption(self) -> Decryption:
         """See :class:`Attempt`."""
         if self.federation.protocol != CKKS:
             raise NotApplicableError("sums are exact integers; a decryption holds no noise that could tell of the key")
         reader = next(client for client in self.clients.values() if client.session.sum is not None)
         assert reader.session.sum is not None
-        values = self.plan.codec.decode(reader.session.sum.total).mean
+        total = reader.session.sum.total[: self.plan.layout.update]
+        values = np.concatenate([total, self.plan.codec.decode(reader.session.sum.total).mean])
         return Decryption(values, b"".join(reply for _, reply in reader.exchanges), "the server")
 
     def malformed(self) -> Iterator[Malformed]:

@@ -38,6 +38,7 @@ class FlowerTarget:
 
     name = "flwr-secaggplus"
     phases = STAGES
+    input_phase = "collect_masked_vectors"
 
     def __init__(self) -> None:
         _needed()

@@ -1,5 +1,6 @@
 """One attempt at a round of SecAgg+, by flwr's client mod; imported only where flwr is."""
 
+import contextlib
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -47,6 +48,7 @@ from fedvlm_secure.audit.target import (
     Said,
     TooLittleError,
     Upload,
+    Withheld,
 )
 from fedvlm_secure.audit.targets.flower import FIRST_NODE, NUM_SHARES, RUN, STEP_OF, THRESHOLD
 
@@ -80,6 +82,7 @@ class FlowerAttempt(Lacking):
         self.shares: dict[tuple[str, str], dict[str, bytes]] = {}
         self._secrets: dict[str, dict[str, bytes]] = {name: {} for name in self.nodes}
         self._reached = 0
+        self._withheld: Withheld = {}
 
     @property
     def modulus(self) -> int:
@@ -145,7 +148,7 @@ class FlowerAttempt(Lacking):
         if step == KEYS:
             return {str(self.nodes[peer]): list(self.keys(peer)) for peer in self.nodes}
         if step == INPUT:
-            boxes = {peer: box for peer in self.nodes if (box := self._box(peer, name))}
+            boxes = {peer: box for peer in self.masked_with(name) if (box := self._box(peer, name))}
             return {Key.CIPHERTEXT_LIST: list(boxes.values()), Key.SOURCE_LIST: [self.nodes[peer] for peer in boxes]}
         return {Key.ACTIVE_NODE_ID_LIST: list(self.nodes.values()), Key.DEAD_NODE_ID_LIST: []}
 
@@ -153,6 +156,10 @@ class FlowerAttempt(Lacking):
         """A client's public keys."""
         reply = self._reply(name, PROPOSAL)
         return reply[Key.PUBLIC_KEY_1], reply[Key.PUBLIC_KEY_2]
+
+    def masked_with(self, name: str) -> list[str]:
+        """The peers whose shares a client is given, and with whom it masks."""
+        return [peer for peer in self.nodes if peer != name and peer not in self._withheld.get(name, ())]
 
     def _box(self, sender: str, recipient: str) -> bytes | None:
         reply = self._reply(sender, KEYS)
@@ -166,8 +173,9 @@ class FlowerAttempt(Lacking):
         """One client's answer to whatever the server says."""
         return self.deliver(name, self.message(name, step, configs)).content.config_records[RECORD_KEY_CONFIGS]
 
-    def until(self, step: str) -> None:
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
         """See :class:`Attempt`; nothing is agreed on before masks are removed."""
+        self._withheld = withheld or {}
         for done in STEPS[self._reached : STEPS.index(step)]:
             if done != AGREEMENT:
                 for name in self.nodes:
@@ -200,21 +208,30 @@ class FlowerAttempt(Lacking):
         arrays = self._masked(client)
         shapes = [array.shape for array in arrays]
         masks = [(-1, self._secret("self", client))]
-        key = bytes_to_private_key(self._secret("key", client))
-        for peer in self.nodes:
-            if peer != client:
-                pair = generate_shared_key(key, bytes_to_public_key(self.keys(peer)[0]))
-                masks.append((-1 if self.nodes[client] > self.nodes[peer] else 1, pair))
+        masks += [
+            (-1 if self.nodes[client] > self.nodes[peer] else 1, self._pair_seed(client, peer))
+            for peer in self.masked_with(client)
+        ]
         for sign, seed in masks:
             drawn = pseudo_rand_gen(seed, self.modulus, shapes)
             arrays = [(array + sign * mask) % self.modulus for array, mask in zip(arrays, drawn, strict=True)]
         return self._decoded(arrays)
+
+    def _pair_seed(self, client: str, peer: str) -> bytes:
+        """From the private key of either."""
+        for owner, other in ((client, peer), (peer, client)):
+            with contextlib.suppress(TooLittleError):
+                key = bytes_to_private_key(self._secret("key", owner))
+                return generate_shared_key(key, bytes_to_public_key(self.keys(other)[0]))
+        raise TooLittleError(f"the attacker holds neither {client}'s nor {peer}'s key")
 
     @property
     def _played(self) -> tuple[str, ...]:
         return (*self.proposal.impersonated, *self.proposal.sybils)
 
     def _secret(self, kind: str, owner: str) -> bytes:
+        if kind == "key" and owner in (*self.proposal.colluders, *self._played):
+            return self.state(owner).sk1
         shares = list(self.shares.get((kind, owner), {}).values())
         if len(shares) < self.threshold:
             raise TooLittleError(f"the attacker holds {len(shares)} of {self.threshold} shares of {owner}'s {kind}")

@@ -28,6 +28,7 @@ from fedvlm_secure.audit.target import (
     Said,
     TooLittleError,
     Upload,
+    Withheld,
 )
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
@@ -135,7 +136,7 @@ class Federation:
         )
         lies: dict[str, Any] = {}
         if self.proposal.threshold is not None:
-            lies |= {"threshold": self.proposal.threshold, "min_survivors": max(2, self.proposal.threshold)}
+            lies |= {"threshold": self.proposal.threshold}
         if self.proposal.modulus_bits is not None:
             lies |= {"ring_bits": self.proposal.modulus_bits}
         return replace(honest, **lies)
@@ -367,7 +368,7 @@ class PlainAttempt(OurAttempt):
         "decryption": "nothing is encrypted",
     }
 
-    def until(self, step: str) -> None:
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
         """See :class:`Attempt`."""
         if self.federation.proposal.impersonated:
             self._no("keys")

@@ -18,6 +18,7 @@ from fedvlm_secure.audit.target import (
     Malformed,
     Masks,
     TooLittleError,
+    Withheld,
 )
 from fedvlm_secure.audit.targets.ours import Federation, OurAttempt
 from fedvlm_secure.encoding.ring import Ring
@@ -47,12 +48,13 @@ class PairwiseAttempt(OurAttempt):
         self._signed: dict[str, tuple[str, ...]] = {}
         self._consents: dict[tuple[str, ...], dict[str, bytes]] = {}
 
-    def until(self, step: str) -> None:
+    def until(self, step: str, withheld: Withheld | None = None) -> None:
         """See :class:`Attempt`."""
+        kept_back = withheld or {}
         moves: dict[str, Callable[[str], object]] = {
             PROPOSAL: self.attacker.collect_keys,
             KEYS: self.attacker.collect_parcels,
-            INPUT: self.attacker.collect_upload,
+            INPUT: lambda name: self.attacker.collect_upload(name, kept_back.get(name, ())),
             AGREEMENT: lambda name: self.agree(name, self.federation.cohort.names),
         }
         for done in STEPS[self._reached : STEPS.index(step)]:
