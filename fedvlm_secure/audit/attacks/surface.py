@@ -84,7 +84,7 @@ def malformed(target: AuditTarget) -> Finding:
     fell = f"; {stumbled.total()} ended in {', '.join(sorted(stumbled))} and no check" if stumbled else ""
     if answered:
         return Finding(VULNERABLE, f"{len(answered)} of {tried} were answered: {', '.join(answered)}{fell}")
-    return Finding(RESISTED, f"{tried} of {tried} were refused{fell}")
+    return Finding(VULNERABLE if stumbled else RESISTED, f"{tried} of {tried} were refused{fell}")
 
 
 def private_keys(target: AuditTarget) -> Finding:
@@ -94,10 +94,9 @@ def private_keys(target: AuditTarget) -> Finding:
     secrets = attempt.secrets(VICTIM)
     seen = [name for name, secret in secrets.items() if secret in attempt.server_view()]
     kept = [name for name, secret in secrets.items() if secret in attempt.at_rest(VICTIM)]
-    listed = f"of {', '.join(secrets)}"
     in_view = f"the server's messages and state hold {' and '.join(seen) or 'none'}"
     at_rest = f"what the client keeps after the round holds {' and '.join(kept) or 'none'}"
-    return Finding(VULNERABLE if seen or kept else RESISTED, f"{listed}: {in_view}; {at_rest}")
+    return Finding(VULNERABLE if seen or kept else RESISTED, f"looked for {', '.join(secrets)}: {in_view}; {at_rest}")
 
 
 def he_key_reach(target: AuditTarget) -> Finding:

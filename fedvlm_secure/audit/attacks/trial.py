@@ -146,7 +146,7 @@ def exposure(attempt: Attempt, truth: Cohort, moves: Moves, how: str) -> Finding
     error_of_it = relative(found.values, truth.updates[VICTIM].astype(np.float64))
     if not error_of_it < RECOVERED:
         raise InconclusiveError(f"what was recovered is off by {error_of_it:.1e}")
-    weight = "" if found.weight is None else f", and its weight {found.weight:.4g}, which is {truth.weights[VICTIM]}"
+    weight = "" if found.weight is None else f", and its weight as {found.weight:.4g} ({truth.weights[VICTIM]})"
     return Finding(VULNERABLE, f"{how}; {VICTIM}'s update came out to {error_of_it:.1e} (relative L2){weight}")
 
 
