@@ -4,10 +4,12 @@ import pytest
 from audit_kit import EVERY_ATTACK, audited, outcome
 
 from fedvlm_secure.audit.target import NOT_APPLICABLE, OUTCOMES, RESISTED, VULNERABLE
+from fedvlm_secure.audit.targets import ours
 from fedvlm_secure.secagg import envelope, policy
 from fedvlm_secure.secagg.client import ClientSessionBase
 from fedvlm_secure.secagg.encrypted.client import EncryptedClient
 from fedvlm_secure.secagg.pairwise import rules
+from fedvlm_secure.secagg.roster import Roster
 
 PROTECTING = ("pairwise", "bfv", "ckks")
 
@@ -124,6 +126,41 @@ def test_without_its_rule_pairwise_is_found_vulnerable(monkeypatch, attack, swit
         monkeypatch.setattr(owner, name, replacement)
     result = outcome("pairwise", attack)
     assert result.outcome == VULNERABLE, result.observed
+
+
+class AnyoneTheServerNames(dict):
+    """A key for every name."""
+
+    def __missing__(self, name):
+        return bytes(32)
+
+
+def test_without_a_roster_sybils_are_found_to_work(monkeypatch):
+    genuine = Roster.keys
+    monkeypatch.setattr(policy, "_cohort_is_sound", anyone)
+    monkeypatch.setattr(Roster, "keys", lambda roster: AnyoneTheServerNames(genuine(roster)))
+    monkeypatch.setattr(envelope, "verify", no_rule)
+    assert outcome("pairwise", "sybil").outcome == VULNERABLE
+
+
+@pytest.mark.parametrize("name", ["plain", "pairwise", "bfv"])
+def test_clients_that_believe_the_plan_are_found_to_be_alone_in_the_sum(monkeypatch, name):
+    """They take the plan's word for what they have loaded."""
+    monkeypatch.setattr(ours.Federation, "model_of", lambda federation, client: b"what the server says")
+    assert outcome(name, "another-model").outcome == VULNERABLE
+
+
+def test_a_reader_that_tells_what_it_decrypted_is_found(monkeypatch):
+    """Four numbers of the mean where the hash of the next model belongs."""
+    genuine = ours.digest
+
+    def telling(label, *parts):
+        return parts[0][:32] if label == "next" else genuine(label, *parts)
+
+    monkeypatch.setattr(ours, "digest", telling)
+    result = outcome("ckks", "ckks-decryption")
+    assert result.outcome == VULNERABLE
+    assert result.observed.startswith("4 of")
 
 
 @pytest.mark.parametrize(
