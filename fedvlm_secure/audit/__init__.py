@@ -1,1 +1,1 @@
-"""What can be checked about a guarantee from outside: privacy by experiment."""
+"""What can be checked about a guarantee from outside: privacy by experiment, protocols by attack."""

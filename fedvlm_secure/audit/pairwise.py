@@ -22,7 +22,9 @@ class PairwiseAudit:
         self._dealt = set(said.of(m.SHARES, REPLY))
         self.survivors = tuple(sorted(said.of(m.MASKED_INPUT, REPLY)))
         envelopes = said.envelopes.get((m.KEYS, REPLY), {})
+        self._sound: dict[tuple[ClientId, bytes], bool] = {}  # consents looked at: each is shown to many
         self._root = self._bound.key_root({name: key_digest(envelope) for name, envelope in envelopes.items()})
+        self._consent = self._bound.consent(self._root, self.survivors)
 
     def check(self, *, summed: bool) -> None:
         """All clauses; ``summed`` says whether the attempt has ended with a sum."""
@@ -90,10 +92,13 @@ class PairwiseAudit:
             self._found.require("A-6", len(holders) >= plan.threshold, self._where, detail)
 
     def _consents(self, clause: str, signer: ClientId, signature: bytes, where: str) -> None:
-        signed = self._bound.consent(self._root, self.survivors)
+        if (signer, signature) not in self._sound:
+            self._sound[signer, signature] = self._is_consent(signer, signature)
+        self._found.require(clause, self._sound[signer, signature], where, "is no consent to this survivor list")
+
+    def _is_consent(self, signer: ClientId, signature: bytes) -> bool:
         try:
-            verify(self._keys.get(signer, b""), CONSENT_PURPOSE, signed, signature)
+            verify(self._keys.get(signer, b""), CONSENT_PURPOSE, self._consent, signature)
         except SignatureError:
-            self._found.require(clause, holds=False, where=where, detail="is no consent to this survivor list")
-        else:
-            self._found.require(clause, holds=True, where=where, detail="")
+            return False
+        return True

@@ -12,7 +12,7 @@ import click
 import typer
 
 import fedvlm_secure
-from fedvlm_secure.cli import bases, budget, compare, data, demo, doctor, ledger, predict, roster, run
+from fedvlm_secure.cli import audit, bases, budget, compare, data, demo, doctor, ledger, predict, roster, run
 from fedvlm_secure.errors import (
     MisuseError,
     PolicyRefusalError,
@@ -39,6 +39,7 @@ app.command()(predict.predict)
 app.command()(budget.budget)
 app.command()(compare.compare)
 app.command()(bases.bases)
+app.add_typer(audit.app)
 app.add_typer(data.app)
 app.add_typer(roster.app)
 app.add_typer(ledger.app)

@@ -105,6 +105,9 @@ class Federation:
     def table(self) -> "Table":
         return Table(self, self.server(), {name: self.client(name) for name in self.names})
 
+    def identity_of(self, name: str) -> Identity:
+        return identity(name)
+
     def says(self, phase: str, client: str, body: object, plan: Plan | None = None, sender: str = SERVER) -> bytes:
         """A message to ``client`` under the server's true signature, whatever it says."""
         plan = self.plan if plan is None else plan

@@ -1,0 +1,1 @@
+"""The attacks, one function each, from a target to what was observed of it."""

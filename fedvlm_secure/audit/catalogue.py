@@ -1,0 +1,53 @@
+"""The attack catalogue: every attack of the list against one target, in the order of a protocol's phases.
+
+>>> from fedvlm_secure.audit.catalogue import audit
+>>> from fedvlm_secure.audit.targets import target
+>>> results = audit(target("pairwise"))
+
+No attack recovers a seed by search: where a generator is weak, that is measured and said.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedvlm_secure.audit.attacks import numbers, parties, shares, surface
+from fedvlm_secure.audit.attacks.trial import Attack, run
+from fedvlm_secure.audit.target import RESISTED, AuditTarget
+
+ATTACKS: tuple[Attack, ...] = (*surface.ATTACKS, *parties.ATTACKS, *shares.ATTACKS, *numbers.ATTACKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the report.
+
+    Attributes:
+        outcome: ``"vulnerable"``, ``"resisted"`` or ``"not-applicable"``.
+        observed: measured figures, or why the attack does not apply.
+        consequence: what follows for clients, conditions included; of a success where there was none.
+        reference: the clause that the refusal named, if any, and the paper.
+    """
+
+    attack: str
+    outcome: str
+    observed: str
+    consequence: str
+    reference: str
+
+
+def audit(
+    target: AuditTarget, attacks: Sequence[Attack] = ATTACKS, each: Callable[[Attack], None] = lambda attack: None
+) -> list[Result]:
+    """What comes of ``attacks`` against ``target``.
+
+    Args:
+        each: told of every attack before it begins.
+    """
+    results = []
+    for attack in attacks:
+        each(attack)
+        found = run(attack, target)
+        would_be = "" if found.outcome != RESISTED else "if it succeeded: "
+        reference = f"{found.clause}; {attack.reference}" if found.clause else attack.reference
+        results.append(Result(attack.name, found.outcome, found.observed, would_be + attack.consequence, reference))
+    return results
