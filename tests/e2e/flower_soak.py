@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, help="of who is killed and when; another one every time if not given")
-    parser.add_argument("--pause", type=float, default=60.0, help="mean seconds from a kill to the next")
+    parser.add_argument("--pause", type=float, default=150.0, help="mean seconds from a kill to the next")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="fedvlm-soak-"))
