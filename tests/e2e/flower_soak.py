@@ -21,13 +21,17 @@ from fedvlm_secure.errors import MisuseError
 
 DEADLINE = 30  # seconds that hospitals have for a message
 STUCK = 900.0  # seconds without a new round
+WATCHED = 5.0  # seconds between looks at what has ended
 STARTING = 20.0  # seconds that a server has to come up before another is asked for
 MEMORY_MIB, SETTLED = 64, 20  # by which the server's process may ever grow, after so many seconds
 SUPERLINK = "superlink"
 
 
 class Killer(threading.Thread):
-    """Kills a hospital, the server or the SuperLink now and then, and starts it again a little later."""
+    """Kills a hospital, the server or the SuperLink now and then, and starts it again a little later.
+
+    What ends by itself meanwhile is started again as well, as an init system would.
+    """
 
     def __init__(self, network: Network, choices: random.Random, pause: float) -> None:
         super().__init__()
@@ -35,7 +39,12 @@ class Killer(threading.Thread):
         self.over, self.killed = threading.Event(), list[str]()
 
     def run(self) -> None:
-        while not self.over.wait(self.choices.expovariate(1 / self.pause)):
+        due = time.monotonic() + self.choices.expovariate(1 / self.pause)
+        while not self.over.wait(WATCHED):
+            self.network.revive()
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + self.choices.expovariate(1 / self.pause)
             # Three hospitals make a sum, so one of four at a time.
             victim = self.choices.choices([*SITES, SERVER, SUPERLINK], [2] * len(SITES) + [2, 1])[0]
             self.killed.append(victim)

@@ -162,6 +162,21 @@ class Network:
         """End a process and all that it started, at once."""
         self._end([self.processes.pop(name)], signal.SIGKILL)
 
+    def revive(self) -> list[str]:
+        """Start again what has ended by itself, as an init system would, and say what that was.
+
+        A SuperNode that comes back at once ends again: the SuperLink does not take it in until the one before it has
+        missed its heartbeats.
+        """
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        for name in ended:
+            self.kill(name)  # what it has left behind
+            if name == "superlink":
+                self.start_superlink()
+            else:
+                self.start(name)
+        return ended
+
     def run(self, app: Path, config: Mapping[str, object]) -> str:
         """Submit the app in the folder ``app``; Flower's number of the run."""
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
@@ -233,11 +248,14 @@ class Network:
     @staticmethod
     def _end(processes: Sequence[subprocess.Popen[bytes]], sign: int) -> None:
         """Send a signal to the processes and what they have started, which Flower detaches; wait for all of them."""
-        family = list[psutil.Process]()
+        family, groups = set[psutil.Process](), {process.pid for process in processes}
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 top = psutil.Process(process.pid)
-                family += [top, *top.children(recursive=True)]
+                family |= {top, *top.children(recursive=True)}
+        for each in psutil.process_iter():  # what a SuperNode that ended by itself has left is nobody's child any more
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                family |= {each} if os.getpgid(each.pid) in groups else set()
         for each in family:
             with suppress(psutil.NoSuchProcess):
                 each.send_signal(sign)
