@@ -7,7 +7,9 @@ from typing import Any
 
 from fedvlm_secure.audit.records import Attempt, Records
 from fedvlm_secure.audit.verdict import Checklist
-from fedvlm_secure.errors import ProtocolError
+from fedvlm_secure.errors import PolicyRefusalError, ProtocolError
+from fedvlm_secure.federation.floors import policy_of
+from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import pack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.encrypted import messages as encrypted
@@ -118,23 +120,36 @@ def _parties(entry: Entry) -> tuple[ClientId, ClientId]:
     return (SERVER, entry.client) if entry.direction == REQUEST else (entry.client, SERVER)
 
 
-def check_plan_of(said: Messages, records: Records, policy: Policy | None, found: Checklist) -> None:
-    """The plan is the one that was sent, and sound for a client with this policy (A-2, A-4)."""
+def check_plan_of(said: Messages, records: Records, policy: Policy | None, found: Checklist) -> bool:
+    """The plan is the one that was sent, and sound for a client (A-2, A-4); whether it keeps the protocol's rules.
+
+    Args:
+        policy: the floors it is held against; None takes those of the run's settings, which hospitals need not share.
+    """
     attempt, plan = said.attempt, said.attempt.plan
     found.require("A-2", plan.roster == records.roster.hash, attempt.where, "its plan names another roster")
+    same = attempt.transcript.roster == pack(records.roster) and attempt.transcript.spec == SPEC_VERSION
+    found.require("A-2", same, attempt.where, "holds another roster, or speaks another version")
     for client, sent in _plans(said):
         found.require("A-4", pack(sent) == attempt.transcript.plan, attempt.where, f"{client} was sent another plan")
-    if policy is None:
-        found.unchecked("A-4", "settings.toml cannot be read, so plans were held against nobody's floors")
-        policy = Policy(plan.threat_model, plan.max_corrupt, 2, 2, (plan.protocol,), shared_key_despite_collusion=True)
+    floors = policy or _lenient(plan) if records.settings is None else policy or policy_of(records.settings)
     # A client's part in these rules is played with its name; model and update are other clauses'.
-    party = Party(plan.cohort[0] if plan.cohort else "", _NOBODY, records.roster, policy, plan.model)
+    party = Party(plan.cohort[0] if plan.cohort else "", _NOBODY, records.roster, floors, plan.model)
     try:
         check_plan(plan, party, Memory(), "plan")
+    except PolicyRefusalError as error:
+        if policy is None:
+            why = f"a plan is below the floors of the run's own settings ({error.detail}); hospitals have their own"
+            found.unchecked("A-4", f"{why}: name them with --policy")
+        else:
+            found.require("A-4", holds=False, where=attempt.where, detail=f"{error.clause}: {error.detail}")
     except ProtocolError as error:
-        found.require("A-4", holds=False, where=attempt.where, detail=f"{error.clause}: {error.detail}")
-    else:
-        found.require("A-4", holds=True, where=attempt.where, detail="")
+        return found.require("A-4", holds=False, where=attempt.where, detail=f"{error.clause}: {error.detail}")
+    return found.require("A-4", holds=True, where=attempt.where, detail="")
+
+
+def _lenient(plan: Plan) -> Policy:
+    return Policy(plan.threat_model, plan.max_corrupt, 2, 2, (plan.protocol,), shared_key_despite_collusion=True)
 
 
 def _plans(said: Messages) -> Iterator[tuple[ClientId, Plan]]:

@@ -1,13 +1,13 @@
 """What the auditor reads: a run directory as the server hands it over, and logs as clients hand them over."""
 
+import json
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.floors import policy_of
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.kdf import digest
@@ -15,7 +15,6 @@ from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.log import ClientLog
 from fedvlm_secure.secagg.plan import Plan
-from fedvlm_secure.secagg.policy import Policy
 from fedvlm_secure.secagg.protocols import PROTOCOLS
 from fedvlm_secure.secagg.roster import Roster, read_roster
 from fedvlm_secure.secagg.transcript import Transcript
@@ -49,7 +48,7 @@ class Records:
 
     Attributes:
         unreadable: files that are damaged, each with what is wrong with it.
-        policy: the floors that plans are held against; None if the directory has no settings that can be read.
+        settings: what the run was asked to be; None if that cannot be read.
     """
 
     folder: RunDirectory
@@ -57,7 +56,7 @@ class Records:
     attempts: tuple[Attempt, ...]
     logs: tuple[ClientLog, ...]
     unreadable: tuple[tuple[str, str], ...]
-    policy: Policy | None
+    settings: Settings | None
 
 
 def read(path: Path, logs: Sequence[Path]) -> Records:
@@ -71,7 +70,7 @@ def read(path: Path, logs: Sequence[Path]) -> Records:
         raise MisuseError(f"{path} is no run directory with a roster and transcripts")
     attempts, unreadable = _attempts(folder)
     roster = read_roster(folder.roster.read_bytes())
-    return Records(folder, roster, attempts, tuple(map(_log, logs)), tuple(unreadable), _policy(folder))
+    return Records(folder, roster, attempts, tuple(map(_log, logs)), tuple(unreadable), _settings(folder))
 
 
 def _attempts(folder: RunDirectory) -> tuple[tuple[Attempt, ...], list[tuple[str, str]]]:
@@ -82,11 +81,13 @@ def _attempts(folder: RunDirectory) -> tuple[tuple[Attempt, ...], list[tuple[str
             unreadable.append((where, "is no transcript by its name"))
             continue
         try:
+            if path.is_symlink() or not path.is_file():
+                raise WireError("is no file")
             transcript = Transcript.from_bytes(path.read_bytes())
             plan = unpack(Plan, transcript.plan, STATE_LIMITS)
             if plan.protocol not in PROTOCOLS:
                 raise WireError(f"protocol {plan.protocol[:40]!r} is not known")
-        except (WireError, MisuseError) as error:
+        except (OSError, WireError, MisuseError) as error:
             unreadable.append((where, str(error)))
             continue
         found.append(Attempt(where, (int(named[1]), int(named[2])), transcript, plan))
@@ -100,8 +101,25 @@ def _log(path: Path) -> ClientLog:
         raise MisuseError(f"{path} is no client's log: {error}") from None
 
 
-def _policy(folder: RunDirectory) -> Policy | None:
+def json_of(path: Path) -> Any:
+    """The JSON value in a file that anybody may have written; None if there is none."""
     try:
-        return policy_of(Settings.from_toml(folder.settings))
-    except (MisuseError, OSError, tomllib.TOMLDecodeError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` that are what they should be."""
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _settings(folder: RunDirectory) -> Settings | None:
+    try:
+        return Settings.from_toml(folder.settings)
+    except (MisuseError, OSError, ValueError, RecursionError):
         return None

@@ -3,7 +3,6 @@
 Nothing here needs a model, torch or a secret. What cannot be checked from these files is said to be so, and why.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +10,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fedvlm_secure.audit.history import check_chain, check_freshness, check_logs
+from fedvlm_secure.audit.encrypted import adopted, check_encrypted
+from fedvlm_secure.audit.history import Ended, check_chain, check_freshness, check_logs
 from fedvlm_secure.audit.messages import Messages, check_messages, check_plan_of
 from fedvlm_secure.audit.pairwise import PairwiseAudit
-from fedvlm_secure.audit.records import Attempt, Records, read
+from fedvlm_secure.audit.records import Attempt, Records, json_of, lines_of, read
 from fedvlm_secure.audit.verdict import Checklist, Verdict
 from fedvlm_secure.federation.lineage import Lineage
-from fedvlm_secure.secagg.encrypted import messages as encrypted
-from fedvlm_secure.secagg.log import REPLY, REQUEST
+from fedvlm_secure.primitives.wire import WireError
+from fedvlm_secure.secagg.log import REPLY
 from fedvlm_secure.secagg.policy import Policy
 
 _ENCRYPTED = ("ckks", "bfv")
@@ -40,11 +40,13 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
         found.require("A-5", holds=False, where=where, detail=f"cannot be read: {detail}")
     _check_manifest(records, found)
     head = check_chain(records.attempts, found)
-    said = [_check_attempt(attempt, records, policy or records.policy, found) for attempt in records.attempts]
+    _check_recorded_attempts(records, found)
+    summed = {attempt.place for attempt in records.attempts if _summed(records, attempt)}
+    said = [_check_attempt(it, records, policy, found, summed=it.place in summed) for it in records.attempts]
     check_freshness(said, found)
-    _check_models(records, said, found)
-    _say_what_is_out_of_reach(records, found)
-    check_logs(records, head, found)
+    last = _check_models(records, said, summed, found)
+    _check_privacy(records, found)
+    covered = check_logs(records, Ended(head, last, summed), found)
     first = records.attempts[0].plan if records.attempts else None
     return Verdict(
         run=first.run.hex() if first else "",
@@ -52,6 +54,7 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
         attempts=len(records.attempts),
         cohort=first.cohort if first else (),
         logs=tuple(log.client for log in records.logs),
+        covered=covered,
         clauses=found.verdicts(),
     )
 
@@ -62,105 +65,124 @@ def _check_manifest(records: Records, found: Checklist) -> None:
         records.folder.verify_manifest(records.roster.server)
     found.require("A-2", bool(records.roster.members), "roster.cbor", "lists nobody")
     found.unchecked("A-2", "the consortium's key is the one that the roster names; compare its fingerprint with yours")
+    found.unchecked("A-11", "transcripts hold digests of uploads and of revealed shares, not these themselves")
+
+
+def _check_recorded_attempts(records: Records, found: Checklist) -> None:
+    """The attempts in ``metrics.jsonl`` are those with a transcript, up to the rounds that were asked for (A-3)."""
+    where = "coordinator/metrics.jsonl"
+    lines = lines_of(records.folder.coordinator.metrics.path)
+    listed = sorted((str(line.get("round")), str(line.get("attempt"))) for line in lines)
+    there = sorted((str(attempt.place[0]), str(attempt.place[1])) for attempt in records.attempts)
+    found.require("A-3", bool(there), where, "there is no transcript at all")
+    found.require("A-3", listed == there, where, "lists other attempts than there are transcripts")
+    if records.settings is not None and records.attempts:
+        rounds, last = records.settings.rounds, records.attempts[-1].place[0]
+        found.require("A-3", last in (rounds, rounds + 1), where, f"ends with round {last} of {rounds}")
 
 
 def _summed(records: Records, attempt: Attempt) -> bool:
-    """Whether a later round follows, or nothing does in a run that has ended."""
+    """Whether a later round follows, or nothing does and the attempt is not recorded as failed."""
     places = [other.place for other in records.attempts]
     after = places[places.index(attempt.place) + 1 :]
-    return not after or after[0][0] > attempt.place[0]
+    if after:
+        return after[0][0] > attempt.place[0]
+    line = _line_of(records, attempt)
+    return line is None or line.get("kind") != "aborted"
 
 
-def _check_attempt(attempt: Attempt, records: Records, policy: Policy | None, found: Checklist) -> Messages:
-    said, summed = check_messages(attempt, records, found), _summed(records, attempt)
-    check_plan_of(said, records, policy, found)
-    if attempt.plan.protocol == "pairwise":
+def _line_of(records: Records, attempt: Attempt) -> dict[str, object] | None:
+    lines = lines_of(records.folder.coordinator.metrics.path)
+    return next((line for line in lines if (line.get("round"), line.get("attempt")) == attempt.place), None)
+
+
+def _check_attempt(
+    attempt: Attempt, records: Records, policy: Policy | None, found: Checklist, *, summed: bool
+) -> Messages:
+    said = check_messages(attempt, records, found)
+    sound = check_plan_of(said, records, policy, found)
+    survivors = tuple(sorted(said.who("input", REPLY)))
+    if attempt.plan.protocol in _ENCRYPTED:
+        survivors = check_encrypted(said, found, summed=summed)
+    elif attempt.plan.protocol == "pairwise":
+        if not sound:
+            return said  # its graph and thresholds mean nothing
         audit = PairwiseAudit(said, records.roster, found)
         audit.check(summed=summed)
         survivors = audit.survivors
-    elif attempt.plan.protocol in _ENCRYPTED:
-        survivors = _check_encrypted(said, found)
-    else:
-        survivors = tuple(sorted(said.who("input", REPLY)))
     if summed:
         enough = len(survivors) >= attempt.plan.min_survivors
         found.require("A-6", enough, attempt.where, f"sums {len(survivors)}, {attempt.plan.min_survivors} are needed")
-        _check_recorded(attempt, records, survivors, found)
+        line = _line_of(records, attempt)
+        if line is not None:
+            same = line.get("survivors") == list(survivors)
+            found.require("A-8", same, attempt.where, "is recorded in coordinator/metrics.jsonl with other survivors")
     return said
 
 
-def _check_encrypted(said: Messages, found: Checklist) -> tuple[str, ...]:
-    """One sum of those who have uploaded, shown to everyone alike (A-8)."""
-    uploaded = tuple(sorted(said.of(encrypted.INPUT, REPLY)))
-    sums = said.of(encrypted.SUM, REQUEST)
-    for client, body in sums.items():
-        where = f"{said.attempt.where}: {client}"
-        found.require("A-8", body.survivors == uploaded, where, "was shown a sum of others than those who uploaded")
-        first = next(iter(sums.values()))
-        found.require("A-8", body.digests == first.digests, where, "was shown another sum than the others")
-    return uploaded
+def _check_models(
+    records: Records, said: Sequence[Messages], summed: set[tuple[int, int]], found: Checklist
+) -> bytes | None:
+    """A plan's model is the one kept of the round before, or that clients said follows (A-10).
 
-
-def _check_recorded(attempt: Attempt, records: Records, survivors: tuple[str, ...], found: Checklist) -> None:
-    """What ``metrics.jsonl`` says of the round is what the messages say (A-8)."""
-    try:
-        lines = records.folder.coordinator.metrics.lines()
-    except (ValueError, OSError) as error:
-        found.require("A-8", holds=False, where="coordinator/metrics.jsonl", detail=f"cannot be read: {error}")
-        return
-    for line in lines:
-        if (line.get("round"), line.get("attempt")) == attempt.place:
-            same = line.get("survivors") == list(survivors)
-            found.require("A-8", same, attempt.where, "is recorded in coordinator/metrics.jsonl with other survivors")
-
-
-def _check_models(records: Records, said: Sequence[Messages], found: Checklist) -> None:
-    """A plan's model is the one that the server keeps of the round before, or that clients said follows (A-10)."""
-    named = _lineage(records)
+    Returns:
+        The model after the last round, None where that is not known.
+    """
+    named, followed = _lineage(records), None
     if named is None:
         found.unchecked("A-10", "there is no lineage.json that says what a model's hash covers")
-        return
-    followed: set[bytes] = set()
     for messages in said:
         attempt = messages.attempt
-        path = records.folder.coordinator.path / "global" / f"round-{attempt.place[0] - 1:04d}.safetensors"
-        if path.exists():
-            model = _model(named, path)
-            detail = f"its plan names another model than {path.name} is"
-            found.require("A-10", attempt.plan.model == model, attempt.where, detail)
-        elif followed:
-            detail = "its plan names a model that no client has said follows from the sum before"
-            found.require("A-10", attempt.plan.model in followed, attempt.where, detail)
-        adopted = messages.of(encrypted.SUM, REPLY) if attempt.plan.protocol in _ENCRYPTED else {}
-        if adopted:
-            followed = {body.model for body in adopted.values()}
+        before = _model(records, named, attempt.place[0] - 1, found)
+        if before is not None:
+            detail = "its plan names another model than the server has kept of the round before"
+            found.require("A-10", attempt.plan.model == before, attempt.where, detail)
+        elif followed is not None:
+            detail = "its plan names another model than clients have said follows from the sum before"
+            found.require("A-10", attempt.plan.model == followed, attempt.where, detail)
+        elif named is not None:
+            found.unchecked("A-10", f"nothing tells the model that {attempt.where} begins with")
+        if attempt.plan.protocol in _ENCRYPTED and attempt.place in summed:
+            followed = adopted(messages)
+    if followed is not None or not said:
+        return followed
+    return _model(records, named, said[-1].attempt.place[0], found)
 
 
 def _lineage(records: Records) -> Lineage | None:
+    said = json_of(records.folder.coordinator.path / "lineage.json")
     try:
-        said = json.loads((records.folder.coordinator.path / "lineage.json").read_text(encoding="utf-8"))
         return Lineage(bytes.fromhex(said["base"]), str(said["adapter"]), bytes.fromhex(said["common"]), b"")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-def _model(named: Lineage, path: Path) -> bytes | None:
+def _model(records: Records, named: Lineage | None, round_index: int, found: Checklist) -> bytes | None:
+    """The hash of the model that the server has kept of a round; None if it keeps none."""
+    path = records.folder.coordinator.path / "global" / f"round-{round_index:04d}.safetensors"
+    if named is None or not path.exists():
+        return None
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError):
+        if any(tensor.dtype != np.float32 for tensor in tensors.values()):
+            raise ValueError("holds something else than float32")
+        shared = b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in sorted(tensors))
+        return Lineage(named.base, named.adapter, named.common, shared).hash
+    except (OSError, TypeError, ValueError, AttributeError, WireError, safetensors.SafetensorError) as error:
+        found.require("A-10", holds=False, where=path.name, detail=f"cannot be read: {error}")
         return None
-    shared = b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in sorted(tensors))
-    return Lineage(named.base, named.adapter, named.common, shared).hash
 
 
-def _say_what_is_out_of_reach(records: Records, found: Checklist) -> None:
-    found.unchecked("A-11", "transcripts hold digests of uploads and of revealed shares, not these themselves")
-    try:
-        summary = json.loads((records.folder.coordinator.path / "summary.json").read_text(encoding="utf-8"))
-        mode = summary["privacy"]["mode"]
-    except (OSError, ValueError, KeyError, TypeError):
-        mode = None
-    if mode in (None, "none"):
-        found.unchecked("A-13", "the run claims no differential privacy")
-    else:
+def _check_privacy(records: Records, found: Checklist) -> None:
+    """Noise inside sums is in the signed plans; how hospitals have trained is nowhere (A-13)."""
+    if records.settings is None:
+        found.unchecked("A-13", "settings.toml cannot be read")
+    elif records.settings.privacy.mode == "client":
+        for attempt in records.attempts:
+            noised = attempt.plan.noise_multiplier > 0 or not attempt.plan.layout.update
+            found.require("A-13", noised, attempt.where, "sums an update without the noise that the settings promise")
+        found.unchecked("A-13", "whether the noise is enough for the promised ε is not recomputed")
+    elif records.settings.privacy.mode == "record":
         found.unchecked("A-13", "hospitals do not sign how they have trained; their own ledgers say it")
+    else:
+        found.unchecked("A-13", "the run claims no differential privacy")

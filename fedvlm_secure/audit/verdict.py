@@ -15,12 +15,12 @@ _SHOWN = 20  # findings of one clause that are spelt out
 CLAUSES: Mapping[str, str] = {
     "A-1": "the manifest lists every finished file as it is, and the roster's server has signed it",
     "A-2": "the roster is sound and signed, and every plan names it",
-    "A-3": "the transcripts follow one another without a gap, each on the head of the one before",
+    "A-3": "the transcripts follow one another without a gap, each on the head of the one before, to the last round",
     "A-4": "every plan has the thresholds, the ring and the floors that the policy and the cohort ask for (P-2)",
     "A-5": "every recorded message is signed by its sender, for this attempt, phase and recipient, in due form (P-1)",
     "A-6": "phases in order, replies only from whom was asked, each once, and enough of them to go on (P-1.7, P-5)",
-    "A-7": "keys and commitments are fresh in every attempt, and all clients saw one key list (P-3.1, P-4.4)",
-    "A-8": "one survivor list, of those who uploaded, signed by as many as must have (P-6, P-7.3)",
+    "A-7": "keys are fresh in every attempt, and all clients saw one key list or dealing (P-3.1, P-4.4, E-3)",
+    "A-8": "one survivor list or sum, of those who uploaded, signed by as many as must have (P-6, P-7.3, E-5, E-6.1)",
     "A-9": "nobody was asked for both shares of one client; dropped are those who dealt and did not upload (P-7)",
     "A-10": "the model that a plan names is the one that the server has kept",
     "A-11": "the sums follow from the uploads and the revealed shares",
@@ -66,6 +66,7 @@ class Verdict:
 
     Attributes:
         logs: the clients whose logs were given, of ``cohort``.
+        covered: those of them whose logs go to the end of the run: no request to them went unrecorded.
     """
 
     run: str
@@ -73,6 +74,7 @@ class Verdict:
     attempts: int
     cohort: tuple[str, ...]
     logs: tuple[str, ...]
+    covered: tuple[str, ...]
     clauses: tuple[ClauseVerdict, ...]
 
     @property
@@ -90,6 +92,7 @@ class Verdict:
             "attempts": self.attempts,
             "cohort": list(self.cohort),
             "client-logs": list(self.logs),
+            "covered": list(self.covered),
             "clauses": [
                 {
                     "clause": clause.clause,

@@ -63,19 +63,26 @@ def _print(verdict: "Verdict") -> None:
 def _evidence(clause: "ClauseVerdict") -> list[str]:
     from rich.markup import escape
 
-    shown = [f"[red]{escape(it.where)}: {escape(it.detail)}[/]" for it in clause.findings]
+    shown = [f"[red]{escape(_printable(f'{it.where}: {it.detail}'))}[/]" for it in clause.findings]
     more = clause.failures - len(shown)
     return [*shown, f"[red]and {more:,} more[/]"] if more > 0 else shown
 
 
 def said_of_logs(verdict: "Verdict") -> str:
     """For whom the verdict covers what the server has not recorded."""
-    given, cohort = len(verdict.logs), len(verdict.cohort)
+    covered, cohort = len(verdict.covered), len(verdict.cohort)
     if verdict.failed:
         return "A clause does not hold."
-    if not given:
-        return "Every clause that can be checked holds. No client's log was given: requests may have gone unrecorded."
+    if not covered:
+        return (
+            "Every clause that can be checked holds. No client's log covers the run: requests may have gone unrecorded."
+        )
     return (
-        f"Every clause that can be checked holds. No request went unrecorded for {given} of {cohort} clients, "
-        "those whose logs were given."
+        f"Every clause that can be checked holds. No request went unrecorded for {covered} of {cohort} clients, "
+        "those whose logs go to the end of the run."
     )
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal takes for commands: names may be a hostile server's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

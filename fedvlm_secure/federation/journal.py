@@ -23,13 +23,14 @@ from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.client import ClientSessionBase
-from fedvlm_secure.secagg.log import REPLY, REQUEST, ClientLog, Line, line_of
+from fedvlm_secure.secagg.log import REPLY, REQUEST, ClientLog, Line, line_of, signed_line
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party
 from fedvlm_secure.secagg.server import ServerSessionBase
 from fedvlm_secure.secagg.session import ClientId, Memory, RingSum, SealedSum
 from fedvlm_secure.secagg.transcript import Transcript
 
+_MOST_LINES = 1 << 16  # of a client's log in one run
 BUSY_SECONDS = 5.0  # how long a transaction waits for one of another process
 
 
@@ -59,10 +60,11 @@ _SERVER = _Form(
 # failure can bring back the rollback journal, and with it the state before the last reply.
 _CLIENT = _Form(
     0x66764331,
-    "PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA; PRAGMA secure_delete = ON",
+    "PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA; PRAGMA secure_delete = ON;"
+    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, run BLOB NOT NULL, direction TEXT NOT NULL,"
+    "  digest BLOB NOT NULL, line BLOB NOT NULL, UNIQUE (run, direction, digest))",
     "CREATE TABLE memory (id INTEGER PRIMARY KEY CHECK (id = 0), memory BLOB NOT NULL);"
-    "CREATE TABLE session (id INTEGER PRIMARY KEY CHECK (id = 0), state BLOB NOT NULL);"
-    "CREATE TABLE log (number INTEGER PRIMARY KEY, line BLOB NOT NULL UNIQUE)",
+    "CREATE TABLE session (id INTEGER PRIMARY KEY CHECK (id = 0), state BLOB NOT NULL)",
 )
 
 
@@ -204,7 +206,7 @@ class ClientJournal:
     def __init__(
         self, path: Path, kind: type[ClientSessionBase], party: Party, update: Update, place: tuple[int, int]
     ) -> None:
-        self._database, self._vault = _Database(path, _CLIENT), _vault(party.identity)
+        self._database, self._vault, self._party = _Database(path, _CLIENT), _vault(party.identity), party
         with self._database.transaction() as rows:
             memory, saved = _client_rows(rows, self._vault)
             plan = None if saved is None else kind.plan_of(saved)
@@ -230,13 +232,14 @@ class ClientJournal:
             ProtocolError: also that which closed the session, whenever it is asked again: it may not have been heard.
             MisuseError: also if the state could not be written; asked again, the client tries that again.
         """
-        if self._session.refusal is not None:
-            raise self._session.refusal
         try:
-            reply = self._session.reply(request)
-        except ProtocolError:
             if self._session.refusal is not None:
-                self._save(line_of(REQUEST, request))  # the server has signed what is refused
+                raise self._session.refusal
+            reply = self._session.reply(request)
+        except (ProtocolError, MisuseError) as error:
+            if isinstance(error, ProtocolError) and self._session.refusal is not None:
+                self._save()
+            self._keep_refused(request)
             raise
         # Nothing else is written: an interruption in the midst of a transition goes back to the state before it.
         self._save(line_of(REQUEST, request), line_of(REPLY, reply))
@@ -250,9 +253,19 @@ class ClientJournal:
         """Close the file."""
         self._database.close()
 
+    def _keep_refused(self, request: bytes) -> None:
+        """What the server has signed, and this client refuses, is evidence."""
+        line, plan = signed_line(request, self._party.name, self._party.roster.server), self._session.plan
+        run = self._party.run or (plan.run if plan is not None else b"")
+        if line is not None:
+            with self._database.transaction() as rows:
+                _add_lines(rows, run, (line,))
+
     def _save(self, *lines: Line) -> None:
+        plan = self._session.plan
         with self._database.transaction() as rows:
-            _add_lines(rows, lines)
+            if plan is not None:
+                _add_lines(rows, plan.run, lines)
             sealed = self._vault.seal(self._session.to_bytes())
             rows.execute("INSERT OR REPLACE INTO session VALUES (0, ?)", (sealed,))
             memory = pack(self._session.memory, STATE_LIMITS)
@@ -284,25 +297,28 @@ def keep_memory(path: Path, memory: Memory) -> None:
         rows.execute("INSERT OR REPLACE INTO memory VALUES (0, ?)", (pack(memory, STATE_LIMITS),))
 
 
-def logged(path: Path, client: ClientId) -> ClientLog:
-    """What a client's file keeps for auditors; raises :class:`MisuseError` as :func:`remembered` does."""
+def logged(path: Path, client: ClientId, run: bytes) -> ClientLog:
+    """What a client's file keeps of a run for auditors; raises :class:`MisuseError` as :func:`remembered` does."""
     if not path.exists():
         return ClientLog(client)
     with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
-        found = rows.execute("SELECT line FROM log ORDER BY number")
+        found = rows.execute("SELECT line FROM log WHERE run IN (?, x'') ORDER BY number", (run,))
         return ClientLog(client, tuple(unpack(Line, line, STATE_LIMITS) for (line,) in found))
 
 
-def keep_line(path: Path, line: Line) -> None:
+def keep_line(path: Path, run: bytes, line: Line) -> None:
     """Add a line to a client's log; raises :class:`MisuseError` as :func:`keep_memory` does."""
     with closing(_Database(path, _CLIENT)) as database, database.transaction() as rows:
-        _add_lines(rows, (line,))
+        _add_lines(rows, run, (line,))
 
 
-def _add_lines(rows: sqlite3.Connection, lines: Iterable[Line]) -> None:
-    """A message that is repeated, as after a restart, is there once."""
-    packed = [(pack(line, STATE_LIMITS),) for line in lines]
-    rows.executemany("INSERT OR IGNORE INTO log (line) VALUES (?)", packed)
+def _add_lines(rows: sqlite3.Connection, run: bytes, lines: Iterable[Line]) -> None:
+    """A message that is repeated, as after a restart, is there once. Nobody may fill the disk with what is refused."""
+    for line in lines:
+        (kept,) = rows.execute("SELECT count(*) FROM log WHERE run = ?", (run,)).fetchone()
+        if kept < _MOST_LINES:
+            values = (run, line.direction, line.digest, pack(line, STATE_LIMITS))
+            rows.execute("INSERT OR IGNORE INTO log (run, direction, digest, line) VALUES (?, ?, ?, ?)", values)
 
 
 def _client_rows(rows: sqlite3.Connection, vault: Vault) -> tuple[Memory, bytes | None]:

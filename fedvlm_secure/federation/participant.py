@@ -34,7 +34,7 @@ from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.client import fingerprint
-from fedvlm_secure.secagg.log import REQUEST, line_of
+from fedvlm_secure.secagg.log import REQUEST, ended_run, line_of
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import Roster, member, open_roster, read_roster
@@ -232,6 +232,7 @@ class Participant:
         self._record("adopted", round_index, "validation", validation)
         if pending is not None:
             self._record_encoding(pending)
+        self._keep_log()
         self._stand(round_index, personal, validation, shared)
         return validation
 
@@ -241,8 +242,9 @@ class Participant:
         Args:
             ending: the server's message that the run is over.
         """
-        keep_line(self._session_path, line_of(REQUEST, ending))
-        write(self._folder.path / "log.cbor", logged(self._session_path, self.name).to_bytes())
+        run = ended_run(ending)
+        keep_line(self._session_path, run, line_of(REQUEST, ending))
+        write(self._folder.path / "log.cbor", logged(self._session_path, self.name, run).to_bytes())
         self._enter(self._standing(round_index), given)
         save_peft(self._adapter.exported(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
         self._summarise()
@@ -390,6 +392,12 @@ class Participant:
             accuracy=evaluation.accuracy,
             loss=evaluation.loss,
         )
+
+    def _keep_log(self) -> None:
+        """The log so far as a file: this hospital's to hand over, whether the server ends the run or not."""
+        _, plan = remembered(self._session_path, self.identity)
+        if plan is not None:
+            write(self._folder.path / "log.cbor", logged(self._session_path, self.name, plan.run).to_bytes())
 
     def _record_encoding(self, pending: Pending) -> None:
         """Tell the owner whether the round's plan was too narrow for its update."""

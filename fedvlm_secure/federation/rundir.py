@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.errors import MisuseError, one_line
 from fedvlm_secure.federation import keyfile
-from fedvlm_secure.files import read_json, write
+from fedvlm_secure.files import write
 from fedvlm_secure.primitives.signing import Identity, SignatureError, verify
 
 MANIFEST = "manifest.json"
+_SIGNED = ("signer", "signature")
 DEPLOYMENT = "flower"  # the folder of a run's processes on this machine, with everybody's keys; not part of the run
 
 
@@ -111,7 +112,7 @@ class RunDirectory:
     def finished_files(self) -> Iterator[Path]:
         """Every file that the manifest covers, sorted."""
         for path in sorted(self.path.rglob("*")):
-            if path.is_file() and not self._is_private(path) and path.suffix != ".part" and path.name != MANIFEST:
+            if path.is_file() and not self._is_private(path) and path != self.path / MANIFEST:
                 yield path
 
     def _is_private(self, path: Path) -> bool:
@@ -137,25 +138,34 @@ class RunDirectory:
             signer_key: who must have signed it. If None, whoever the manifest names: that finds damage, not a run
                 forged as a whole.
         """
-        manifest = read_json(self.path / MANIFEST)
+        place = self.path / MANIFEST
         try:
-            files, signer = manifest["files"], bytes.fromhex(manifest["signer"])
-            signature = bytes.fromhex(manifest["signature"])
+            content = place.read_bytes()
+            manifest = json.loads(content)
+            files, signer, signature = manifest["files"], *(bytes.fromhex(manifest[key]) for key in _SIGNED)
             verify(signer, "manifest", _canonical(files), signature)
-        except (KeyError, TypeError, ValueError, SignatureError) as error:
-            raise MisuseError(f"{self.path / MANIFEST} is damaged: {error}") from None
+            as_written = _manifest(files, signer, signature) == content
+        except (OSError, KeyError, TypeError, ValueError, RecursionError, SignatureError) as error:
+            raise MisuseError(f"{place} is damaged: {one_line(error)}") from None
         if not isinstance(files, dict):
-            raise MisuseError(f"{self.path / MANIFEST} is damaged: it lists no files")
-        if (self.path / MANIFEST).read_bytes() != _manifest(files, signer, signature):
-            raise MisuseError(f"{self.path / MANIFEST} is damaged: it is not written as it was")
+            raise MisuseError(f"{place} is damaged: it lists no files")
+        if not as_written:
+            raise MisuseError(f"{place} is damaged: it is not written as it was")
         if signer != (signer_key or signer):
-            raise MisuseError(f"{self.path / MANIFEST} is signed by {signer.hex()[:16]}…, not by the roster's server")
+            raise MisuseError(f"{place} is signed by {signer.hex()[:16]}…, not by the roster's server")
+        odd_ones = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not _is_plain(path))
+        if (strange := next((path for path in odd_ones if not self._is_private(path)), None)) is not None:
+            raise MisuseError(f"{strange} is neither a file nor a folder; a run directory holds nothing else")
         present = {path.relative_to(self.path).as_posix(): path for path in self.finished_files()}
         if odd := sorted(present.keys() ^ files.keys()):
             raise MisuseError(f"{self.path}: {odd[0]} was added or removed after the manifest was signed")
         for name, path in present.items():
             if hashlib.sha256(path.read_bytes()).hexdigest() != files[name]:
                 raise MisuseError(f"{path} was changed after the manifest was signed")
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() or path.is_dir()
 
 
 def _manifest(files: dict[str, str], signer: bytes, signature: bytes) -> bytes:

@@ -8,10 +8,11 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from fedvlm_secure.errors import ProtocolError
 from fedvlm_secure.primitives import SPEC_VERSION
 from fedvlm_secure.primitives.schema import Digest, pack, unpack
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.primitives.wire import STATE_LIMITS
+from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.envelope import ENVELOPE_LIMITS, Envelope, Expected, join, seal, split
 from fedvlm_secure.secagg.plan import RUN_BYTES
 from fedvlm_secure.secagg.session import COHORT, SERVER, ClientId
@@ -80,6 +81,21 @@ def line_of(direction: str, message: bytes) -> Line:
     said = unpack(Envelope, envelope, ENVELOPE_LIMITS)
     kept = envelope if direction == REQUEST and len(envelope) <= KEPT_BYTES else None
     return Line(said.plan, said.phase, direction, len(message), hashlib.sha256(envelope).digest(), kept)
+
+
+def signed_line(message: bytes, client: ClientId, server: bytes) -> Line | None:
+    """A line for a request that is refused, if the server has signed it for this client; None if that is not shown."""
+    try:
+        line = line_of(REQUEST, message)
+        Expected(line.phase, SERVER, client, server, None, None).verified(split(message)[0])
+    except (WireError, ProtocolError):
+        return None
+    return line
+
+
+def ended_run(ending: bytes) -> bytes:
+    """The run that a closing message names, nothing of it verified; raises :class:`WireError`."""
+    return unpack(Closing, unpack(Envelope, split(ending)[0], ENVELOPE_LIMITS).body).run
 
 
 def close(identity: Identity, plan: bytes, closing: Closing) -> bytes:

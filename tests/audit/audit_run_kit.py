@@ -42,7 +42,7 @@ class Run:
         folder.mkdir(parents=True)
         write(self.folder.roster, sign_roster(self.roster, self.consortium))
         extra = ["policy.protocols=['plain']"] if protocol == "plain" else []
-        self.settings = Settings.from_tables({}, [f"aggregation.protocol={protocol}", "name=t", *extra])
+        self.settings = Settings.from_tables({}, [f"aggregation.protocol={protocol}", "name=t", "rounds=2", *extra])
         write(self.folder.settings, self.settings.to_toml().encode())
         entry = lookup(protocol)
         self.attempts = Attempts(self.folder.coordinator, entry, self.server, self.roster)
@@ -91,16 +91,19 @@ class Run:
         self.attempts.finish(session, MODEL)
         return True
 
+    def export(self, name: str) -> Path:
+        """A client's log as a file."""
+        path = self.folder.path.parent / f"{self.folder.path.name}-{name}.log"
+        write(path, logged(self.journal(name), name, self.attempts.run).to_bytes())
+        return path
+
     def finish(self) -> list[Path]:
         """End the run; the clients' logs."""
-        ending = close(self.server, self.attempts.last, Closing(self.attempts.run, 1, MODEL, self.attempts.history))
-        logs = []
+        ending = close(self.server, self.attempts.last, Closing(self.attempts.run, 2, MODEL, self.attempts.history))
         for name in self.names:
-            keep_line(self.journal(name), line_of(REQUEST, ending))
-            logs.append(self.folder.path.parent / f"{self.folder.path.name}-{name}.log")
-            write(logs[-1], logged(self.journal(name), name).to_bytes())
+            keep_line(self.journal(name), self.attempts.run, line_of(REQUEST, ending))
         self.folder.sign_manifest(self.server)
-        return logs
+        return [self.export(name) for name in self.names]
 
     def _client(self, name: str, place: tuple[int, int]) -> ClientJournal:
         party = Party(

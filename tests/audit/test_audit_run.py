@@ -48,8 +48,9 @@ def test_honest_runs_pass_with_every_clients_log(protocol, tmp_path):
         assert found.keys() == CLAUSES.keys()
         assert all(found[clause] == PASS for clause in ("A-1", "A-2", "A-3", "A-4", "A-5", "A-6", "A-8", "A-12"))
         assert all(found[clause] == NOT_CHECKABLE for clause in ("A-11", "A-13"))
-        assert (found["A-7"] == PASS) == (found["A-9"] == PASS) == (protocol == "pairwise")
-        assert verdict.logs == run.names
+        assert (found["A-9"] == PASS) == (protocol == "pairwise")
+        assert (found["A-7"] == PASS) == (protocol != "plain")
+        assert verdict.logs == verdict.covered == run.names
 
 
 @pytest.mark.slow
@@ -136,7 +137,12 @@ def test_an_attempt_that_was_left_out_is_found(tmp_path):
     run, logs = finished(tmp_path / "run", "pairwise", 1, dropouts=0)
     transcripts(run.folder)[-1].unlink()
     run.folder.sign_manifest(run.server)
-    assert failing(audit_run(run.folder.path)) == set()  # nothing says that there was more
+    assert failing(audit_run(run.folder.path)) == {"A-3"}  # metrics.jsonl and the settings say that there was more
+    metrics = run.folder.coordinator.metrics.path
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    run.folder.settings.write_text(run.folder.settings.read_text().replace("rounds = 2", "rounds = 1"))
+    run.folder.sign_manifest(run.server)
+    assert failing(audit_run(run.folder.path)) == set()  # nothing does any more
     assert failing(audit_run(run.folder.path, logs)) == {"A-12"}
 
 

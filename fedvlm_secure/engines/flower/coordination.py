@@ -62,6 +62,7 @@ def run(grid: Grid, settings: Settings, folder: Path, deadlines: Deadlines | Non
         if place.settings.exists() and Settings.from_toml(place.settings) != settings:
             raise MisuseError(f"{place.path} began with other settings; choose another name for this run")
         write(place.settings, settings.to_toml().encode())
+        write(place.roster, (folder / ROSTER).read_bytes())
         server = _Server(grid, settings, folder, place, deadlines or Deadlines())
         while server.coordinator.round <= settings.rounds:
             server.round(TRAINING)

@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.encoding.layout import VectorLayout
-from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation import keyfile, rosterfile
-from fedvlm_secure.federation.journal import ClientJournal, remembered
+from fedvlm_secure.federation.journal import ClientJournal, keep_line, remembered
 from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.federation.settings import PolicyTable
 from fedvlm_secure.federation.vault import Vault
@@ -33,6 +33,7 @@ from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.primitives.wire import STATE_LIMITS, WireError
 from fedvlm_secure.secagg.client import fingerprint
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
+from fedvlm_secure.secagg.log import signed_line
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
@@ -161,7 +162,12 @@ class Node:
         self.roster.check_current(time.time())
         memory, _ = remembered(self.journal, self.identity)
         party = Party(self.name, self.identity, self.roster, self.policy, bytes(32))
-        return lookup(protocol).client.proposed(request, party, memory)
+        try:
+            return lookup(protocol).client.proposed(request, party, memory)
+        except ProtocolError:
+            if (line := signed_line(request, self.name, self.roster.server)) is not None:
+                keep_line(self.journal, b"", line)  # evidence, whatever the run
+            raise
 
     def prepared(self) -> Prepared | None:
         """The update that waits, if one does."""
