@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fedvlm_secure.audit.run import audit_run
 from fedvlm_secure.engines import local
 from fedvlm_secure.engines.flower import deployment
 from fedvlm_secure.engines.flower.network import Network
 from fedvlm_secure.engines.flower.node import Node, Prepared
 from fedvlm_secure.errors import MisuseError
-from fedvlm_secure.federation.rundir import DEPLOYMENT, RunDirectory
+from fedvlm_secure.federation.rundir import DEPLOYMENT
 from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.primitives.schema import unpack
 from fedvlm_secure.primitives.wire import STATE_LIMITS
@@ -40,7 +41,8 @@ def test_three_rounds_over_four_supernodes_end_where_the_local_engine_does(
     network = Network(tmp_path / "run" / DEPLOYMENT, SITES)
     with watched(network) as (updates, pages):
         result = deployment.run(settings, tmp_path / "run")
-    RunDirectory(result.folder).verify_manifest()
+    verdict = audit_run(result.folder, sorted(result.folder.glob("sites/*/log.cbor")))
+    assert (verdict.failed, verdict.covered) == (False, SITES)
     assert [row.site for row in result.sites] == list(SITES)
     expected = local.run(settings, tmp_path / "local")
     assert [row.final for row in result.sites] == [row.final for row in expected.sites]
