@@ -7,7 +7,9 @@
 No attack recovers a seed by search: where a generator is weak, that is measured and said.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedvlm_secure.audit.attacks import numbers, parties, shares, surface
@@ -46,8 +48,23 @@ def audit(
     results = []
     for attack in attacks:
         each(attack)
-        found = run(attack, target)
+        with _quiet("flwr", "nvflare"):
+            found = run(attack, target)
         would_be = "" if found.outcome != RESISTED else "if it succeeded: "
         reference = f"{found.clause}; {attack.reference}" if found.clause else attack.reference
         results.append(Result(attack.name, found.outcome, found.observed, would_be + attack.consequence, reference))
     return results
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """What an audited library logs of rounds that the audit breaks is no news; later its loggers are as they were."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

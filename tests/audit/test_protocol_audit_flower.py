@@ -1,10 +1,12 @@
 """The catalogue on flwr's real SecAgg+: it rediscovers by itself what is known of it."""
 
+import logging
+
 import pytest
 
 pytest.importorskip("flwr", reason="the audit of SecAgg+ drives flwr's own code; install the extra: flower")
 
-from audit_kit import EVERY_ATTACK, audited
+from audit_kit import EVERY_ATTACK, audited, outcome
 
 from fedvlm_secure.audit.target import NOT_APPLICABLE, RESISTED, VULNERABLE
 
@@ -68,3 +70,10 @@ def test_the_error_at_small_weights_is_measured(results):
     errors = [float(part.split()[0]) for part in results["precision"].observed.split(": ")[1].split(", ")]
     assert errors == sorted(errors)
     assert 0.005 < errors[0] < 0.05 < errors[1] < 0.5 < errors[2]
+
+
+def test_what_an_audited_library_logs_is_told_again_afterwards():
+    """Flower's logger, which the audit quiets, is the one that our Flower engine writes refusals to."""
+    before = logging.getLogger("flwr").level
+    outcome("flwr-secaggplus", "replay")
+    assert logging.getLogger("flwr").level == before != logging.CRITICAL

@@ -5,7 +5,6 @@ and sent to its mod; where it is honest, they are its workflow's. Its clients' k
 where they collude with the server, or where the audit looks for them.
 """
 
-import logging
 import os
 
 import numpy as np
@@ -30,7 +29,6 @@ def _needed() -> None:
         raise MisuseError(
             "this target is flwr's own code; install it with: pip install 'fedvlm-secure[flower]'"
         ) from None
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 
 class FlowerTarget:

@@ -7,7 +7,6 @@ target says so instead of guessing.
 
 import contextlib
 import io
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -53,7 +52,6 @@ class NvflareTarget:
             raise MisuseError(
                 "this target is nvflare's own code; install it with: pip install 'fedvlm-secure[bench]'"
             ) from None
-        logging.getLogger("nvflare").setLevel(logging.CRITICAL)
 
     def open(self, cohort: Cohort, proposal: Proposal = HONEST) -> "NvflareAttempt":
         """See :class:`AuditTarget`."""
