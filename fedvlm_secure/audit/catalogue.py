@@ -15,8 +15,16 @@ from dataclasses import dataclass
 from fedvlm_secure.audit.attacks import numbers, parties, shares, surface
 from fedvlm_secure.audit.attacks.trial import Attack, run
 from fedvlm_secure.audit.target import RESISTED, AuditTarget
+from fedvlm_secure.secagg.protocols import PROTOCOLS
 
 ATTACKS: tuple[Attack, ...] = (*surface.ATTACKS, *parties.ATTACKS, *shares.ATTACKS, *numbers.ATTACKS)
+
+REPORT_FIRST = "Report what you find to the project that it is about before you publish anything of it."
+
+
+def ours(target: str) -> bool:
+    """Whether a target is a protocol of this package."""
+    return target in PROTOCOLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ from fedvlm_secure.audit.history import Ended, check_chain, check_freshness, che
 from fedvlm_secure.audit.messages import Messages, check_messages, check_plan_of
 from fedvlm_secure.audit.pairwise import PairwiseAudit
 from fedvlm_secure.audit.records import Attempt, Records, json_of, lines_of, read
-from fedvlm_secure.audit.verdict import Checklist, Verdict
+from fedvlm_secure.audit.verdict import Attended, Checklist, Verdict
 from fedvlm_secure.federation.lineage import Lineage
 from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.secagg.log import REPLY
+from fedvlm_secure.secagg.pairwise.messages import MASKED_INPUT
+from fedvlm_secure.secagg.plain import INPUT
 from fedvlm_secure.secagg.policy import Policy
 
 _ENCRYPTED = ("ckks", "bfv")
@@ -56,7 +58,14 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
         logs=tuple(log.client for log in records.logs),
         covered=covered,
         clauses=found.verdicts(),
+        attended=tuple(_attended(messages, summed) for messages in said),
     )
+
+
+def _attended(said: Messages, summed: set[tuple[int, int]]) -> Attended:
+    place, cohort = said.attempt.place, set(said.attempt.plan.cohort)
+    uploaded = (said.who(INPUT, REPLY) | said.who(MASKED_INPUT, REPLY)) & cohort
+    return Attended(*place, place in summed, tuple(sorted(uploaded)), tuple(sorted(cohort - uploaded)))
 
 
 def _check_manifest(records: Records, found: Checklist) -> None:

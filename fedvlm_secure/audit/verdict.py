@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedvlm_secure.errors import MisuseError, ProtocolError
@@ -61,12 +61,30 @@ class ClauseVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Attended:
+    """One attempt, as it is recorded.
+
+    Attributes:
+        summed: whether it came to a sum.
+        uploaded: whose vectors are recorded, sorted.
+        silent: who was in the plan and has no vector recorded, sorted.
+    """
+
+    round: int
+    attempt: int
+    summed: bool
+    uploaded: tuple[str, ...]
+    silent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """All clauses.
 
     Attributes:
         logs: the clients whose logs were given, of ``cohort``.
         covered: those of them whose logs go to the end of the run: no request to them went unrecorded.
+        attended: who took part, attempt by attempt.
     """
 
     run: str
@@ -76,11 +94,28 @@ class Verdict:
     logs: tuple[str, ...]
     covered: tuple[str, ...]
     clauses: tuple[ClauseVerdict, ...]
+    attended: tuple[Attended, ...] = ()
 
     @property
     def failed(self) -> bool:
         """Whether any clause did not hold."""
         return any(clause.outcome == FAIL for clause in self.clauses)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, and for whom it covers what the server has not recorded."""
+        covered, cohort = len(self.covered), len(self.cohort)
+        if self.failed:
+            return "A clause does not hold."
+        if not covered:
+            return (
+                "Every clause that can be checked holds. No client's log covers the run: "
+                "requests may have gone unrecorded."
+            )
+        return (
+            f"Every clause that can be checked holds. No request went unrecorded for {covered} of {cohort} clients, "
+            "those whose logs go to the end of the run."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The verdict for other programs, under :data:`SCHEMA`."""
@@ -93,6 +128,7 @@ class Verdict:
             "cohort": list(self.cohort),
             "client-logs": list(self.logs),
             "covered": list(self.covered),
+            "attended": [asdict(attempt) for attempt in self.attended],
             "clauses": [
                 {
                     "clause": clause.clause,

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +35,7 @@ def protocol(
         str, typer.Argument(help="plain, pairwise, ckks, bfv, flwr-secaggplus (extra: flower) or nvflare-he (bench).")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the table as a self-contained page.")] = None,
 ) -> None:
     """Try every attack of the catalogue against a protocol, and say what was observed; exits with 0 whatever was."""
     from fedvlm_secure.audit import catalogue
@@ -41,6 +43,10 @@ def protocol(
 
     chosen = target(name)
     results = catalogue.audit(chosen, each=lambda attack: print(f"trying {attack.name}", file=sys.stderr, flush=True))
+    if html is not None:
+        from fedvlm_secure.report import audit_page, audit_protocol_page
+
+        audit_page.write(audit_protocol_page.page(chosen.name, results), html)
     if as_json:
         typer.echo(json.dumps({"target": chosen.name, "results": [asdict(result) for result in results]}))
         return
@@ -52,7 +58,7 @@ def _print(name: str, results: "list[Result]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from fedvlm_secure.audit.catalogue import ATTACKS
+    from fedvlm_secure.audit.catalogue import ATTACKS, REPORT_FIRST, ours
     from fedvlm_secure.audit.target import NOT_APPLICABLE, RESISTED, VULNERABLE
 
     tried = {attack.name: attack.tried for attack in ATTACKS}
@@ -74,5 +80,5 @@ def _print(name: str, results: "list[Result]") -> None:
     console.print(table)
     counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in colours}
     console.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
-    if counts[VULNERABLE] and name not in ("plain", "pairwise", "ckks", "bfv"):
-        console.print("Report what you find to the project that it is about before you publish anything of it.")
+    if counts[VULNERABLE] and not ours(name):
+        console.print(REPORT_FIRST)

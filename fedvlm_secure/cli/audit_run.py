@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedvlm_secure.errors import MisuseError
+
 if TYPE_CHECKING:
     from fedvlm_secure.audit.verdict import ClauseVerdict, Verdict
 
@@ -21,14 +23,23 @@ def run(
         Path | None, typer.Option(help="Settings whose [policy] plans are held against; the run's own if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the verdict as a self-contained page.")
+    ] = None,
 ) -> None:
     """Re-check a finished run from transcripts, roster and clients' logs; exits with 6 if a clause does not hold."""
     from fedvlm_secure.audit.run import audit_run
     from fedvlm_secure.federation.floors import policy_of
     from fedvlm_secure.federation.settings import Settings
 
+    if html is not None and html.resolve().is_relative_to(directory.resolve()):
+        raise MisuseError(f"{html} lies in the run directory, whose manifest lists every file; name one outside of it")
     floors = None if policy is None else policy_of(Settings.from_toml(policy))
     verdict = audit_run(directory, client_log or (), floors)
+    if html is not None:
+        from fedvlm_secure.report import audit_page, audit_run_page
+
+        audit_page.write(audit_run_page.page(verdict), html)
     if as_json:
         typer.echo(json.dumps(verdict.to_json()))
     else:
@@ -57,7 +68,7 @@ def _print(verdict: "Verdict") -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(table)
-    console.print(said_of_logs(verdict), style="bold red" if verdict.failed else None)
+    console.print(verdict.sentence, style="bold red" if verdict.failed else None)
 
 
 def _evidence(clause: "ClauseVerdict") -> list[str]:
@@ -66,21 +77,6 @@ def _evidence(clause: "ClauseVerdict") -> list[str]:
     shown = [f"[red]{escape(_printable(f'{it.where}: {it.detail}'))}[/]" for it in clause.findings]
     more = clause.failures - len(shown)
     return [*shown, f"[red]and {more:,} more[/]"] if more > 0 else shown
-
-
-def said_of_logs(verdict: "Verdict") -> str:
-    """For whom the verdict covers what the server has not recorded."""
-    covered, cohort = len(verdict.covered), len(verdict.cohort)
-    if verdict.failed:
-        return "A clause does not hold."
-    if not covered:
-        return (
-            "Every clause that can be checked holds. No client's log covers the run: requests may have gone unrecorded."
-        )
-    return (
-        f"Every clause that can be checked holds. No request went unrecorded for {covered} of {cohort} clients, "
-        "those whose logs go to the end of the run."
-    )
 
 
 def _printable(text: str) -> str:
