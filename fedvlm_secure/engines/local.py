@@ -20,6 +20,7 @@ import torch
 from fedvlm_secure import data
 from fedvlm_secure.adapters import Adapter
 from fedvlm_secure.engines.assembly import Encoded, attached, encoded_splits, rows_of, sites_in
+from fedvlm_secure.engines.first_bytes import FirstBytes, kept
 from fedvlm_secure.engines.observer import Observer
 from fedvlm_secure.errors import MisuseError, PolicyRefusalError, ProtocolError, one_line
 from fedvlm_secure.federation.coordinator import EVALUATION, TRAINING, Agreed, Coordinator
@@ -62,6 +63,7 @@ def run(
     resume: bool = False,
     observer: Observer | None = None,
     encoded: Encoded | None = None,
+    first_bytes: bool | None = None,
 ) -> RunResult:
     """Run a federation from the first round to the report.
 
@@ -69,6 +71,8 @@ def run(
         out: the run directory; ``runs/NAME`` if None. It must not exist yet, or be empty.
         resume: go on with the run in ``out``, which began with the same settings, from its last finished phase.
         encoded: kept from run to run, it spares the encoding; the data must not change meanwhile.
+        first_bytes: keep the first bytes of one hospital's first upload before masking and as the server received
+            them, for the report. If None, where the hospitals are the simulated ones. Never under differential privacy.
 
     Raises:
         MisuseError: wrong settings, or on resuming other ones than the run's; a directory that holds something else;
@@ -82,6 +86,8 @@ def run(
     torch.set_num_threads(settings.threads)
     with folder.locked():
         federation = _assemble(folder, settings, observer or Observer(), {} if encoded is None else encoded)
+        pictured = data.level_of(settings.data) is not None if first_bytes is None else first_bytes
+        federation.pictured = folder if pictured and settings.privacy.mode == "none" else None
         while federation.coordinator.round <= settings.rounds:
             federation.round(TRAINING)
         federation.closing()
@@ -111,6 +117,7 @@ class _Federation:
     base: bytes
     model_name: str
     observer: Observer
+    pictured: RunDirectory | None = None  # where the first bytes of an upload are to be kept
 
     def round(self, kind: str) -> None:
         """One attempt at one round: everybody trains, the vectors are summed, everybody adopts the result."""
@@ -122,15 +129,17 @@ class _Federation:
         started = time.monotonic()
         self._prepare(kind, coordinator.place, shared)
         seconds = {TRAINING: time.monotonic() - started}
+        protocol, watch = lookup(self.settings.aggregation.protocol), self._watch(kind, agreed)
         with ExitStack() as files:
             session = files.enter_context(closing(coordinator.open(agreed, shared, kind)))
-            clients = {
-                name: files.enter_context(closing(participant.session(coordinator.place, self.roster, shared)))
-                for name, participant in self.participants.items()
-            }
-            phases = lookup(self.settings.aggregation.protocol).phases
+            clients = {}
+            for name, participant in self.participants.items():
+                half = protocol.client if watch is None else watch.watching(name, protocol.client)
+                own = participant.session(coordinator.place, self.roster, shared, half)
+                clients[name] = files.enter_context(closing(own))
+            alive = self._alive(coordinator.place, protocol.phases)
             try:
-                total = run_round(_Watched(session, observer, seconds), clients, self._alive(coordinator.place, phases))
+                total = run_round(_Watched(session, observer, seconds, watch), clients, alive)
             except PolicyRefusalError:
                 raise  # another attempt would be refused alike
             except ProtocolError as reason:
@@ -138,6 +147,8 @@ class _Federation:
                 coordinator.abort(session, reason, seconds)
                 return
             coordinator.close(session, total, agreed, kind, seconds)
+        if watch is not None:
+            watch.keep((round_index, attempt))
         accuracy = self._adopt(round_index) if kind == TRAINING else float("nan")
         observer.round_ends(round_index, len(total.survivors), len(clients), accuracy)
         spent = {name: participant.spent(round_index) for name, participant in self.participants.items()}
@@ -162,6 +173,12 @@ class _Federation:
         for participant in self.participants.values():
             participant.finish(rounds, shared, self.model_name, ending)
         return self.coordinator.finish(common.size, versions())
+
+    def _watch(self, kind: str, agreed: Agreed) -> FirstBytes | None:
+        """What looks at this attempt's uploads, if they are updates and none has been kept yet."""
+        if self.pictured is None or kind != TRAINING or not agreed.layout.size or kept(self.pictured):
+            return None
+        return FirstBytes(self.pictured)
 
     def _prepare(self, kind: str, place: tuple[int, int], shared: np.ndarray | None) -> None:
         round_index = place[0]
@@ -204,13 +221,14 @@ class _Federation:
 
 
 class _Watched:
-    """A server session whose phases are timed."""
+    """A server session whose phases are timed, and whose uploads somebody may look at."""
 
-    def __init__(self, session: ServerSession, observer: Observer, seconds: dict[str, float]) -> None:
-        self._session, self._observer, self._seconds = session, observer, seconds
+    def __init__(
+        self, session: ServerSession, observer: Observer, seconds: dict[str, float], watch: FirstBytes | None
+    ) -> None:
+        self._session, self._observer, self._seconds, self._watch = session, observer, seconds, watch
         self._since = time.monotonic()
-        self.requests, self.receive, self.aggregate = session.requests, session.receive, session.aggregate
-        self.to_bytes = session.to_bytes
+        self.requests, self.aggregate, self.to_bytes = session.requests, session.aggregate, session.to_bytes
 
     @property
     def phase(self) -> str:
@@ -223,6 +241,11 @@ class _Watched:
     @property
     def transcript(self) -> Transcript:
         return self._session.transcript
+
+    def receive(self, client: ClientId, reply: bytes) -> None:
+        self._session.receive(client, reply)
+        if self._watch is not None:
+            self._watch.received(self._session.phase, client, reply)
 
     def end_phase(self) -> None:
         phase = self._session.phase

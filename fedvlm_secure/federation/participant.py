@@ -33,7 +33,7 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.federation.standing import Pending, Standing, Tensors
 from fedvlm_secure.files import PRIVATE, write, write_json
 from fedvlm_secure.primitives.signing import Identity
-from fedvlm_secure.secagg.client import fingerprint
+from fedvlm_secure.secagg.client import ClientSessionBase, fingerprint
 from fedvlm_secure.secagg.log import REQUEST, ended_run, line_of
 from fedvlm_secure.secagg.policy import Party, Policy
 from fedvlm_secure.secagg.protocols import lookup
@@ -179,10 +179,16 @@ class Participant:
         self._record("final", round_index, "test", evaluation)
         return evaluation
 
-    def session(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> ClientJournal:
-        """This hospital's half of one attempt, as it was left if the attempt had begun; raises as :meth:`admit`."""
+    def session(
+        self, place: tuple[int, int], roster: bytes, given: np.ndarray | None, half: type[ClientSessionBase]
+    ) -> ClientJournal:
+        """This hospital's half of one attempt, as it was left if the attempt had begun; raises as :meth:`admit`.
+
+        Args:
+            half: the protocol's sessions of clients.
+        """
         party, update = self.admit(place, roster, given)
-        return ClientJournal(self._session_path, self._protocol.client, party, update, place)
+        return ClientJournal(self._session_path, half, party, update, place)
 
     def admit(self, place: tuple[int, int], roster: bytes, given: np.ndarray | None) -> tuple[Party, Update]:
         """What this hospital enters an attempt with, once its ledger has allowed it.

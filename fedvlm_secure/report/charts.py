@@ -117,6 +117,46 @@ def loss_panel(curve: Curve, last_round: float, highest: float, key: str) -> Mar
     return _svg(key, f"Training loss over the rounds at {curve.site}", (2.4, 1.75), draw)
 
 
+def spent_panel(curve: Curve, last_round: float, highest: float, target: float | None, key: str) -> Markup:
+    """One hospital's ε after each round; ``highest`` makes the panels comparable, ``target`` is a dashed line."""
+
+    def draw(figure: Figure) -> None:
+        axes = _panel(figure, last_round, "ε spent")
+        if target is not None:
+            axes.axhline(target, color=MUTED, lw=1.2, ls=(0, (4, 3)))
+        _line(axes, curve, SERIES[3], lambda value: f"{value:.3g}")
+        axes.set_ylim(0, 1.12 * highest or 1)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+
+    return _svg(key, f"ε spent over the rounds at {curve.site}", (2.4, 1.75), draw)
+
+
+def spent_bars(ends: Sequence[tuple[str, float | None]], target: float | None) -> Markup:
+    """A bar a hospital: ε of all that its data has released in the end; ``target`` is a dashed line."""
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        axes = figure.add_subplot()
+        places = range(len(ends))
+        axes.barh(places, [value or 0 for _, value in ends], 0.62, color=SERIES[3])
+        for place, (_, value) in enumerate(ends):
+            said = UNKNOWN if value is None else f"{value:.3g}"
+            axes.annotate(
+                said, (value or 0, place), (4, 0), textcoords="offset points", va="center", color=INK, fontweight="bold"
+            )
+        if target is not None:
+            axes.axvline(target, color=INK, lw=1.2, ls=(0, (4, 3)), label="target of this run")
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False)
+        most = max([value or 0 for _, value in ends] + [target or 0])
+        axes.set_xlim(0, 1.15 * most or 1)
+        axes.set_yticks(places, [shorten(site) for site, _ in ends], color=INK)
+        axes.set_ylim(len(ends) - 0.4, -0.6)
+        axes.set_xlabel("ε of all that the hospital's data has released")
+        axes.grid(axis="x")
+
+    return _svg("spent", "ε spent per hospital", (4.6, 1.3 + 0.28 * len(ends)), draw)
+
+
 def stacked(key: str, title: str, unit: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> Markup:
     """Bars a round, stacked by phase. ``parts``: phase → one value a label, in ``unit``."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedvlm_secure.report import charts, formats, rounds, statement, templates
+from fedvlm_secure.report import charts, formats, pictures, rounds, statement, templates
 from fedvlm_secure.report.headline import beats_both, mean, site_row
 from fedvlm_secure.report.reading import Line, RunRecord, SiteRecord, load, mapping, names, number, text
 from fedvlm_secure.secagg.encrypted.parameters import SHARED_KEY
@@ -35,6 +35,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "accuracy_panels": _accuracy_panels(run.sites),
         "loss_panels": _loss_panels(run.sites),
         "encoding": _encoding(run.sites),
+        "privacy": _privacy(run),
         "attempts": history,
         "participants": rounds.participants(run, history),
         "phases": rounds.phases(history),
@@ -44,8 +45,10 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "per_parameter": rounds.bytes_per_parameter(run, history),
         "parameters": number(run.fact("shared-parameters")),
         "ring_bits": number(run.fact("ring-bits")),
+        "upload": pictures.upload(run),
         "server_rows": [_server_row(attempt) for attempt in history],
         "plain": run.fact("protocol") == "plain",
+        "protected_words": run.fact("protocol") == "pairwise",
         "sealed": run.fact("protocol") if run.fact("protocol") in SHARED_KEY else "",
         "settings_text": run.settings_text,
         "versions": _versions(run),
@@ -135,6 +138,35 @@ def _loss_panels(sites: Sequence[SiteRecord]) -> list[tuple[str, Markup]]:
         for place, curve in enumerate(curves)
         if curve.points
     ]
+
+
+def _privacy(run: RunRecord) -> dict[str, Any]:
+    """ε of all that each hospital's data has released, by round and at the end; empty where none is recorded."""
+    curves = [_spent(site) for site in run.sites]
+    if not any(curve.points for curve in curves):
+        return {}
+    target = number(mapping(run.settings, "privacy").get("target-epsilon"))
+    highest = max([value for curve in curves for _, value in curve.points] + ([target] if target else []))
+    last = _last_round(curves)
+    ends = [(curve.site, curve.points[-1][1] if curve.points else None) for curve in curves]
+    return {
+        "target": target,
+        "bars": charts.spent_bars(ends, target),
+        "panels": [
+            (curve.site, charts.spent_panel(curve, last, highest, target, f"spent{place}"))
+            for place, curve in enumerate(curves)
+            if curve.points
+        ],
+    }
+
+
+def _spent(site: SiteRecord) -> charts.Curve:
+    by_round: dict[float, float] = {}
+    for line in site.stage("training") + site.stage("noise"):
+        at, epsilon = number(line.get("round")), number(line.get("epsilon"))
+        if at is not None and epsilon is not None:
+            by_round[at] = max(epsilon, by_round.get(at, 0.0))
+    return charts.Curve(site.name, tuple(sorted(by_round.items())))
 
 
 def _cost_charts(history: Sequence[rounds.Attempt]) -> dict[str, Markup]:

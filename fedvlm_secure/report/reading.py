@@ -9,22 +9,28 @@ import math
 import tomllib
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedvlm_secure.errors import MisuseError, one_line
 
 Line = Mapping[str, Any]
+FIRST_BYTES = "first-bytes.json"
 
 
 @dataclass(frozen=True, slots=True)
 class SiteRecord:
-    """One hospital's folder: its own summary and its own metrics, no other party's."""
+    """One hospital's folder: its own summary and its own metrics, no other party's.
+
+    Attributes:
+        first_bytes: of a simulated run: how one upload began before masking; empty but at one hospital.
+    """
 
     name: str
     summary: Line
     metrics: tuple[Line, ...]
+    first_bytes: Line = field(default_factory=dict)
 
     def stage(self, stage: str, split: str | None = None) -> list[Line]:
         """The metrics of a stage, such as ``"adopted"``, in the order of the rounds."""
@@ -34,13 +40,18 @@ class SiteRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run directory. ``summary`` is None while the run is unfinished."""
+    """A run directory. ``summary`` is None while the run is unfinished.
+
+    Attributes:
+        first_bytes: of a simulated run: how one upload began as the server received it; else empty.
+    """
 
     settings_text: str
     settings: Line
     metrics: tuple[Line, ...]
     summary: Line | None
     sites: tuple[SiteRecord, ...]
+    first_bytes: Line = field(default_factory=dict)
 
     def fact(self, key: str) -> Any:
         """A value of the summary, else of ``[aggregation]``, ``[adapter]`` or the top of the settings, else None."""
@@ -67,14 +78,20 @@ def load(run: Path) -> RunRecord:
     metrics, sites = _lines(run / "coordinator" / "metrics.jsonl"), load_sites(run)
     if not metrics and not sites:
         raise MisuseError(f"{run} has nothing to report yet: neither coordinator/metrics.jsonl nor a site's figures")
-    return RunRecord(settings_text, tables, metrics, _object(run / "coordinator" / "summary.json"), sites)
+    summary, received = (_object(run / "coordinator" / name) for name in ("summary.json", FIRST_BYTES))
+    return RunRecord(settings_text, tables, metrics, summary, sites, received or {})
 
 
 def load_sites(run: Path) -> tuple[SiteRecord, ...]:
     """The hospitals' folders that hold figures, by name; empty where this run directory is the server's alone."""
     folders = sorted(path for path in (run / "sites").glob("*") if path.is_dir())
     records = (
-        SiteRecord(text(path.name), _object(path / "summary.json") or {}, _lines(path / "metrics.jsonl"))
+        SiteRecord(
+            text(path.name),
+            _object(path / "summary.json") or {},
+            _lines(path / "metrics.jsonl"),
+            _object(path / FIRST_BYTES) or {},
+        )
         for path in folders
     )
     return tuple(record for record in records if record.summary or record.metrics)
