@@ -1,5 +1,6 @@
 """Synthetic run directories: the smallest files a report reads, with plausible figures."""
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,14 @@ class SyntheticRun:
     dropped: Mapping[int, Sequence[str]] = field(default_factory=dict)
     aborted: Mapping[int, str] = field(default_factory=dict)
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    first_bytes: tuple[bytes, bytes] | None = None  # before and after, of the first site's upload
+    epsilon: float | None = None  # spent by the first site in each round; the others spend a little more
 
     def write(self, run: Path) -> Path:
         """Write the run directory and return it."""
         settings = Settings.from_tables(
-            {"name": "synthetic", "rounds": self.rounds, "aggregation": {"protocol": self.protocol}}
+            {"name": "synthetic", "rounds": self.rounds, "aggregation": {"protocol": self.protocol}},
+            [] if self.epsilon is None else ["privacy.mode=record", "privacy.target-epsilon=8"],
         )
         run.mkdir(parents=True)
         (run / "settings.toml").write_text(settings.to_toml(), encoding="utf-8")
@@ -40,7 +44,17 @@ class SyntheticRun:
             _json(run / "sites" / site / "summary.json", self._site_summary(place, site))
         if self.finished:
             _json(run / "coordinator" / "summary.json", self._summary(settings))
+        if self.first_bytes is not None:
+            self._picture(run, *(base64.b64encode(half).decode() for half in self.first_bytes))
         return run
+
+    def _picture(self, run: Path, before: str, after: str) -> None:
+        words = self.protocol in ("plain", "pairwise")
+        own = {"form": "words", "value-bytes": RING_BYTES} if words else {"form": "update", "value-bytes": 4}
+        phase, site = "masked-input" if self.protocol == "pairwise" else "input", self.sites[0]
+        _json(run / "sites" / site / "first-bytes.json", {"round": 1, "attempt": 1, "bytes": before} | own)
+        seen = {"round": 1, "attempt": 1, "hospital": site, "phase": phase, "bytes": after}
+        _json(run / "coordinator" / "first-bytes.json", seen)
 
     @property
     def _done(self) -> int:
@@ -90,7 +104,8 @@ class SyntheticRun:
             reached = base + (final - base) * (1 - math.exp(-3 * number / self.rounds))
             loss = 2.2 * math.exp(-2 * number / self.rounds) + 0.05 * place
             trained = {"steps": 15, "mean-loss": loss, "last-loss": loss, "update-norm": 0.7}
-            lines.append({"round": number, "stage": "training", "seconds": 2.5} | trained)
+            spent = None if self.epsilon is None else self.epsilon * number + 0.1 * place
+            lines.append({"round": number, "stage": "training", "seconds": 2.5, "epsilon": spent} | trained)
             lines.append({"round": number, "stage": "encoding", "saturated": 2, "clipped": number == 1})
             lines.append({"round": number, "stage": "adopted", "split": "validation", "accuracy": reached} | scores)
         if self.finished:

@@ -3,9 +3,11 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser_kit import DESKTOP, PHONE, Browser
 from PIL import Image
+from run_factory import SyntheticRun
 
 from fedvlm_secure import report
 from fedvlm_secure.audit.catalogue import ATTACKS, Result
@@ -30,12 +32,15 @@ def pages(finished: Path, verdict: Verdict, tmp_path_factory: pytest.TempPathFac
     ]
     audit_page.write(audit_run_page.page(verdict), folder / "run.html")
     audit_page.write(audit_protocol_page.page("flwr-secaggplus", results), folder / "protocol.html")
-    return {"run": report.write(finished), "audit-run": folder / "run.html", "audit-protocol": folder / "protocol.html"}
+    halves = bytes([7, 7, 7, 0, 0]) * 820, np.random.default_rng(0).bytes(4100)
+    private = SyntheticRun(epsilon=2.0, first_bytes=halves, dropped={2: ["elm"]}).write(folder / "private")
+    audits = {"audit-run": folder / "run.html", "audit-protocol": folder / "protocol.html"}
+    return {"run": report.write(finished), "private-run": report.write(private), **audits}
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-@pytest.mark.parametrize("kind", ["run", "audit-run", "audit-protocol"])
+@pytest.mark.parametrize("kind", ["run", "private-run", "audit-run", "audit-protocol"])
 def test_a_page_is_quiet_alone_and_narrow_enough(
     browser: Browser, pages: dict[str, Path], kind: str, width: int, dark: bool
 ) -> None:
@@ -47,7 +52,7 @@ def test_a_page_is_quiet_alone_and_narrow_enough(
     assert shown.smallest >= READABLE
     colours = colours_of(shown.picture)
     assert (DARK if dark else LIGHT) in colours
-    marks = BLUE if kind == "run" else GREEN
+    marks = GREEN if kind.startswith("audit") else BLUE
     assert marks[dark] in colours, "what is drawn takes its colours from the page"
     assert marks[not dark] not in colours
 

@@ -1,11 +1,15 @@
+import base64
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
+from PIL import Image
 from run_factory import SyntheticRun
 
 from fedvlm_secure import report
@@ -60,7 +64,9 @@ def test_pyplot_and_its_settings_stay_untouched(finished):
 
 def test_nothing_is_fetched_and_nothing_runs(page):
     for tag, attributes in Tags(page).tags:
-        assert tag not in {"script", "link", "iframe", "img", "object", "embed", "base", "form"}
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        if tag == "img":
+            assert attributes.pop("src").startswith("data:image/png;base64,")
         assert all(not name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href", "action", "data"):
             assert (attributes.get(name) or "#").startswith("#")
@@ -252,3 +258,84 @@ def test_clipping_and_saturation_are_told(tmp_path: Path) -> None:
     page = report.write(SyntheticRun(sites=("a", "b"), rounds=3).write(tmp_path / "run")).read_text(encoding="utf-8")
     assert "Of 6 encoded updates 2 were longer than the clip norm" in page
     assert "12 coordinates lay beyond" in page
+
+
+def pictures(page: str) -> list[np.ndarray]:
+    """The pictures of a page, as the bytes they show."""
+    sources = [attributes["src"] for tag, attributes in Tags(page).tags if tag == "img"]
+    shown = [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
+    return [np.asarray(picture) for picture in shown]
+
+
+def test_an_upload_is_shown_byte_by_byte(tmp_path):
+    before, after = bytes([7, 7, 7, 0, 0]) * 819 + b"\0", np.random.default_rng(0).bytes(4096)
+    page = written(SyntheticRun(first_bytes=(before, after), rounds=1).write(tmp_path / "run"))
+    left, right = pictures(page)
+    assert left.shape == right.shape == (68, 60), "whole numbers of five bytes"
+    assert left.tobytes() == before[:4080]
+    assert right.tobytes() == after[:4080]
+    text = Tags(page).text
+    assert "Round 1, hospital aspen: the first 4,080 bytes" in text
+    assert "Its encoded update before masking, 5 bytes a number." in text
+    assert "The same bytes after masking." in text
+    assert "Entropy 0.97 bits a byte, χ² 539,050" in text  # 4,080 (256 (0.6² + 0.4²) − 1)
+    assert "Entropy 7.95 bits a byte" in text
+    assert "entropy of about 7.95 bits a byte" in text
+    assert f"{100 * np.mean(left == right):.1f} % of the bytes are the same" in text
+
+
+def test_under_plain_the_pictures_are_the_same(tmp_path):
+    content = bytes(range(256)) * 16
+    page = written(SyntheticRun(protocol="plain", first_bytes=(content, content), rounds=1).write(tmp_path / "run"))
+    left, right = pictures(page)
+    assert (left == right).all()
+    text = Tags(page).text
+    assert "100.0 % of the bytes are the same" in text
+    assert "Under “plain” the server is sent what the hospital has." in text
+    assert "after masking" not in text
+
+
+def test_ciphertexts_are_called_so(tmp_path):
+    halves = bytes(4096), np.random.default_rng(1).bytes(4096)
+    text = Tags(written(SyntheticRun(protocol="ckks", first_bytes=halves, rounds=1).write(tmp_path / "run"))).text
+    assert "Its update before it is encoded and encrypted, float32." in text
+    assert "The beginning of the first ciphertext." in text
+
+
+@pytest.mark.parametrize(
+    ("half", "change"),
+    [
+        ("coordinator", {"bytes": "no base64"}),
+        ("coordinator", {"attempt": 2}),
+        ("coordinator", {"hospital": "birch"}),
+        ("sites/aspen", {"value-bytes": 1e9}),
+        ("sites/aspen", {"value-bytes": "five"}),
+        ("sites/aspen", {"bytes": 12}),
+        ("sites/aspen", {"bytes": ""}),
+    ],
+)
+def test_halves_that_do_not_belong_together_are_not_shown(tmp_path, half, change):
+    run = SyntheticRun(first_bytes=(bytes(4096), bytes(4096)), rounds=1).write(tmp_path / "run")
+    place = run / half / "first-bytes.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change), encoding="utf-8")
+    page = written(run)
+    assert "<img" not in page
+    assert "One upload, as bytes" not in page
+
+
+def test_a_run_without_pictures_says_nothing_of_them(page):
+    assert "One upload, as bytes" not in page
+
+
+def test_what_each_hospital_has_spent(tmp_path):
+    page = written(SyntheticRun(epsilon=2.0).write(tmp_path / "run"))
+    section = page[page.index("<h2>Privacy spent") :]
+    section = section[: section.index("</section>")]
+    assert section.count("<svg") == 1 + 8
+    assert [f">{6 + 0.1 * place:.3g}<" in section for place in range(8)] == [True] * 8
+    assert "Simulation view" in section
+    assert "target of this run" in section
+
+
+def test_no_epsilon_is_shown_where_none_was_spent(page):
+    assert "Privacy spent" not in page
