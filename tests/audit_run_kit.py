@@ -1,18 +1,22 @@
 """Small runs as a server leaves them, without any model: for audits of all protocols, with whatever dropouts."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
-from fedvlm_secure.encoding.codec import Update
+from fedvlm_secure.encoding.codec import Decoded, Update
 from fedvlm_secure.encoding.layout import Counter, VectorLayout
 from fedvlm_secure.errors import ProtocolError
 from fedvlm_secure.federation.attempts import Attempts
 from fedvlm_secure.federation.journal import ClientJournal, keep_line, logged
+from fedvlm_secure.federation.lineage import MOVED, Lineage
+from fedvlm_secure.federation.payloads import Payloads
 from fedvlm_secure.federation.rundir import RunDirectory
 from fedvlm_secure.federation.settings import Settings
-from fedvlm_secure.files import write
+from fedvlm_secure.files import write, write_json
 from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.secagg.log import REQUEST, Closing, close, line_of
 from fedvlm_secure.secagg.plan import Plan, propose
@@ -21,7 +25,7 @@ from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.roster import NEVER, Roster, member, sign_roster
 from fedvlm_secure.secagg.round import run_round
 
-MODEL = bytes(range(32))
+SIZE = 24
 ENCRYPTED = ("ckks", "bfv")
 
 
@@ -32,7 +36,9 @@ class Run:
         server: the server's keys, for whoever plays a server that lies.
     """
 
-    def __init__(self, folder: Path, protocol: str, clients: int, choices: random.Random, dropouts: float) -> None:
+    def __init__(
+        self, folder: Path, protocol: str, clients: int, choices: random.Random, dropouts: float, *, keep: bool = False
+    ) -> None:
         self.folder, self.protocol, self.choices, self.dropouts = RunDirectory(folder), protocol, choices, dropouts
         self.names = tuple(f"site-{number:02d}" for number in range(clients))
         self.server, self.consortium = Identity.generate(), Identity.generate()
@@ -45,7 +51,12 @@ class Run:
         self.settings = Settings.from_tables({}, [f"aggregation.protocol={protocol}", "name=t", "rounds=2", *extra])
         write(self.folder.settings, self.settings.to_toml().encode())
         entry = lookup(protocol)
-        self.attempts = Attempts(self.folder.coordinator, entry, self.server, self.roster)
+        self.payloads = Payloads(self.folder.coordinator) if keep else None
+        self.attempts = Attempts(self.folder.coordinator, entry, self.server, self.roster, self.payloads)
+        self.model = Lineage(bytes(32), "{}", bytes(32), bytes(4 * SIZE))
+        named = {"base": self.model.base.hex(), "adapter": self.model.adapter, "common": self.model.common.hex()}
+        write_json(self.folder.coordinator.path / "lineage.json", named)
+        self.save_model(0)
         self.policy = Policy(max_corrupt=0 if protocol in ENCRYPTED else 1, protocols=(protocol,))
 
     def journal(self, name: str) -> Path:
@@ -59,10 +70,10 @@ class Run:
             round=self.attempts.round,
             attempt=self.attempts.attempt,
             cohort=self.names,
-            layout=VectorLayout(24, (Counter("weight", 64),), 12, 64),
+            layout=VectorLayout(SIZE, (Counter("weight", 64),), 12, 64),
             clip_norm=1.0,
             roster=self.roster.hash,
-            model=MODEL,
+            model=self.model.hash,
             protocol=self.protocol,
             history=self.attempts.history,
         )
@@ -71,7 +82,7 @@ class Run:
         """One attempt; whether it came to a sum."""
         place, silent = self.attempts.place, self._silent()
         session = self.attempts.open(self.plan)
-        clients = {name: self._client(name, place) for name in self.names}
+        clients = {name: self.client(name, place) for name in self.names}
         phases = lookup(self.protocol).phases
         try:
             total = run_round(session, clients, lambda name, at: phases.index(at) < silent[name])
@@ -88,7 +99,11 @@ class Run:
         self.folder.coordinator.metrics.record(
             ("round", "attempt"), round=place[0], attempt=place[1], kind="training", survivors=list(total.survivors)
         )
-        self.attempts.finish(session, MODEL)
+        # Under an encrypted protocol the members tell what follows: only they can read the sum.
+        decoded = self._decoded if self.protocol in ENCRYPTED else session.plan.codec.decode(total.total)
+        self.model = replace(self.model, shared=self.model.moved(decoded).astype("<f4").tobytes())
+        self.save_model(place[0])
+        self.attempts.finish(session, self.model.hash)
         return True
 
     def export(self, name: str) -> Path:
@@ -99,19 +114,31 @@ class Run:
 
     def finish(self) -> list[Path]:
         """End the run; the clients' logs."""
-        ending = close(self.server, self.attempts.last, Closing(self.attempts.run, 2, MODEL, self.attempts.history))
+        ending = close(
+            self.server, self.attempts.last, Closing(self.attempts.run, 2, self.model.hash, self.attempts.history)
+        )
         for name in self.names:
             keep_line(self.journal(name), self.attempts.run, line_of(REQUEST, ending))
         self.folder.sign_manifest(self.server)
         return [self.export(name) for name in self.names]
 
-    def _client(self, name: str, place: tuple[int, int]) -> ClientJournal:
+    def client(self, name: str, place: tuple[int, int]) -> ClientJournal:
         party = Party(
-            name, self.identities[name], self.roster, self.policy, MODEL, following=lambda decoded: MODEL, place=place
+            name, self.identities[name], self.roster, self.policy, self.model.hash, following=self._follow, place=place
         )
-        values = np.array([self.choices.uniform(-0.1, 0.1) for _ in range(24)], np.float32)
+        values = np.array([self.choices.uniform(-0.1, 0.1) for _ in range(SIZE)], np.float32)
         update = Update(values, {"weight": self.choices.randint(1, 64)})
         return ClientJournal(self.journal(name), lookup(self.protocol).client, party, update, place)
+
+    def _follow(self, decoded: Decoded) -> bytes:
+        self._decoded = decoded
+        return self.model.following(decoded)
+
+    def save_model(self, round_index: int) -> None:
+        """What a server keeps of a round, unless only clients can read the sum."""
+        if self.protocol not in ENCRYPTED:
+            path = self.folder.coordinator.path / "global" / f"round-{round_index:04d}.safetensors"
+            write(path, safetensors.numpy.save({"B": np.frombuffer(self.model.shared, "<f4")}, {MOVED: '["B"]'}))
 
     def _silent(self) -> dict[str, int]:
         """How many phases each client takes part in."""
@@ -121,10 +148,10 @@ class Run:
         }
 
 
-def finished(folder: Path, protocol: str, seed: int, *, dropouts: float) -> tuple[Run, list[Path]]:
+def finished(folder: Path, protocol: str, seed: int, *, dropouts: float, keep: bool = False) -> tuple[Run, list[Path]]:
     """A run of two rounds, failed attempts besides, and its clients' logs."""
     choices = random.Random(seed)
-    run, done = Run(folder, protocol, choices.randint(4, 7), choices, dropouts), 0
+    run, done = Run(folder, protocol, choices.randint(4, 7), choices, dropouts, keep=keep), 0
     while done < 2:
         done += run.round()
     return run, run.finish()

@@ -118,6 +118,12 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict)]
 
 
+def line_of(records: Records, attempt: Attempt) -> dict[str, Any] | None:
+    """What the server has recorded of an attempt in ``metrics.jsonl``, if it has."""
+    lines = lines_of(records.folder.coordinator.metrics.path)
+    return next((line for line in lines if (line.get("round"), line.get("attempt")) == attempt.place), None)
+
+
 def _settings(folder: RunDirectory) -> Settings | None:
     try:
         return Settings.from_toml(folder.settings)

@@ -6,24 +6,18 @@ Nothing here needs a model, torch or a secret. What cannot be checked from these
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from fedvlm_secure.audit.encrypted import adopted, check_encrypted
+from fedvlm_secure.audit.encrypted import check_encrypted
 from fedvlm_secure.audit.history import Ended, check_chain, check_freshness, check_logs
 from fedvlm_secure.audit.messages import Messages, check_messages, check_plan_of
+from fedvlm_secure.audit.models import ENCRYPTED, check_models
 from fedvlm_secure.audit.pairwise import PairwiseAudit
-from fedvlm_secure.audit.records import Attempt, Records, json_of, lines_of, read
+from fedvlm_secure.audit.records import Attempt, Records, line_of, lines_of, read
+from fedvlm_secure.audit.sums import check_sums
 from fedvlm_secure.audit.verdict import Attended, Checklist, Verdict
-from fedvlm_secure.federation.lineage import Lineage
-from fedvlm_secure.primitives.wire import WireError
 from fedvlm_secure.secagg.log import REPLY
 from fedvlm_secure.secagg.pairwise.messages import MASKED_INPUT
 from fedvlm_secure.secagg.plain import INPUT
 from fedvlm_secure.secagg.policy import Policy
-
-_ENCRYPTED = ("ckks", "bfv")
 
 
 def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None = None) -> Verdict:
@@ -46,7 +40,8 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
     summed = {attempt.place for attempt in records.attempts if _summed(records, attempt)}
     said = [_check_attempt(it, records, policy, found, summed=it.place in summed) for it in records.attempts]
     check_freshness(said, found)
-    last = _check_models(records, said, summed, found)
+    last = check_models(records, said, summed, found)
+    check_sums(records, said, summed, found)
     _check_privacy(records, found)
     covered = check_logs(records, Ended(head, last, summed), found)
     first = records.attempts[0].plan if records.attempts else None
@@ -74,7 +69,6 @@ def _check_manifest(records: Records, found: Checklist) -> None:
         records.folder.verify_manifest(records.roster.server)
     found.require("A-2", bool(records.roster.members), "roster.cbor", "lists nobody")
     found.unchecked("A-2", "the consortium's key is the one that the roster names; compare its fingerprint with yours")
-    found.unchecked("A-11", "transcripts hold digests of uploads and of revealed shares, not these themselves")
 
 
 def _check_recorded_attempts(records: Records, found: Checklist) -> None:
@@ -96,13 +90,8 @@ def _summed(records: Records, attempt: Attempt) -> bool:
     after = places[places.index(attempt.place) + 1 :]
     if after:
         return after[0][0] > attempt.place[0]
-    line = _line_of(records, attempt)
+    line = line_of(records, attempt)
     return line is None or line.get("kind") != "aborted"
-
-
-def _line_of(records: Records, attempt: Attempt) -> dict[str, object] | None:
-    lines = lines_of(records.folder.coordinator.metrics.path)
-    return next((line for line in lines if (line.get("round"), line.get("attempt")) == attempt.place), None)
 
 
 def _check_attempt(
@@ -111,7 +100,7 @@ def _check_attempt(
     said = check_messages(attempt, records, found)
     sound = check_plan_of(said, records, policy, found)
     survivors = tuple(sorted(said.who("input", REPLY)))
-    if attempt.plan.protocol in _ENCRYPTED:
+    if attempt.plan.protocol in ENCRYPTED:
         survivors = check_encrypted(said, found, summed=summed)
     elif attempt.plan.protocol == "pairwise":
         if not sound:
@@ -122,64 +111,11 @@ def _check_attempt(
     if summed:
         enough = len(survivors) >= attempt.plan.min_survivors
         found.require("A-6", enough, attempt.where, f"sums {len(survivors)}, {attempt.plan.min_survivors} are needed")
-        line = _line_of(records, attempt)
+        line = line_of(records, attempt)
         if line is not None:
             same = line.get("survivors") == list(survivors)
             found.require("A-8", same, attempt.where, "is recorded in coordinator/metrics.jsonl with other survivors")
     return said
-
-
-def _check_models(
-    records: Records, said: Sequence[Messages], summed: set[tuple[int, int]], found: Checklist
-) -> bytes | None:
-    """A plan's model is the one kept of the round before, or that clients said follows (A-10).
-
-    Returns:
-        The model after the last round, None where that is not known.
-    """
-    named, followed = _lineage(records), None
-    if named is None:
-        found.unchecked("A-10", "there is no lineage.json that says what a model's hash covers")
-    for messages in said:
-        attempt = messages.attempt
-        before = _model(records, named, attempt.place[0] - 1, found)
-        if before is not None:
-            detail = "its plan names another model than the server has kept of the round before"
-            found.require("A-10", attempt.plan.model == before, attempt.where, detail)
-        elif followed is not None:
-            detail = "its plan names another model than clients have said follows from the sum before"
-            found.require("A-10", attempt.plan.model == followed, attempt.where, detail)
-        elif named is not None:
-            found.unchecked("A-10", f"nothing tells the model that {attempt.where} begins with")
-        if attempt.plan.protocol in _ENCRYPTED and attempt.place in summed:
-            followed = adopted(messages)
-    if followed is not None or not said:
-        return followed
-    return _model(records, named, said[-1].attempt.place[0], found)
-
-
-def _lineage(records: Records) -> Lineage | None:
-    said = json_of(records.folder.coordinator.path / "lineage.json")
-    try:
-        return Lineage(bytes.fromhex(said["base"]), str(said["adapter"]), bytes.fromhex(said["common"]), b"")
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _model(records: Records, named: Lineage | None, round_index: int, found: Checklist) -> bytes | None:
-    """The hash of the model that the server has kept of a round; None if it keeps none."""
-    path = records.folder.coordinator.path / "global" / f"round-{round_index:04d}.safetensors"
-    if named is None or not path.exists():
-        return None
-    try:
-        tensors = safetensors.numpy.load_file(path)
-        if any(tensor.dtype != np.float32 for tensor in tensors.values()):
-            raise ValueError("holds something else than float32")
-        shared = b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in sorted(tensors))
-        return Lineage(named.base, named.adapter, named.common, shared).hash
-    except (OSError, TypeError, ValueError, AttributeError, WireError, safetensors.SafetensorError) as error:
-        found.require("A-10", holds=False, where=path.name, detail=f"cannot be read: {error}")
-        return None
 
 
 def _check_privacy(records: Records, found: Checklist) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedvlm_secure.federation.journal import ServerJournal
+from fedvlm_secure.federation.payloads import Payloads
 from fedvlm_secure.federation.rundir import Folder
 from fedvlm_secure.files import PRIVATE, read_json, write, write_json
 from fedvlm_secure.primitives import entropy
@@ -25,9 +26,18 @@ class Attempts:
         model: hash of the model that follows from the last sum, where only clients read sums; else empty.
         history: head of the transcripts' chain over the attempts so far.
         last: hash of the last attempt's plan; empty before any.
+        payloads: where replies are kept whole; None if they are not.
     """
 
-    def __init__(self, folder: Folder, protocol: ProtocolEntry, identity: Identity, roster: Roster) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        protocol: ProtocolEntry,
+        identity: Identity,
+        roster: Roster,
+        payloads: Payloads | None = None,
+    ) -> None:
+        self.payloads = payloads
         self._folder, self._protocol, self._identity, self._roster = folder, protocol, identity, roster
         self._progress = folder.state / "progress.json"
         if not self._progress.exists():
@@ -51,11 +61,11 @@ class Attempts:
             session.close()
         carried = self._carried.read_bytes() if self._carried.exists() else b""
         opened = self._protocol.server(plan(), self._identity, self._roster, carried)
-        return ServerJournal.begin(self._path, opened)
+        return ServerJournal.begin(self._path, opened, self.payloads)
 
     def restored(self) -> ServerJournal | None:
         """The last session, or None before any."""
-        return ServerJournal.restore(self._path, self._protocol.server, self._identity)
+        return ServerJournal.restore(self._path, self._protocol.server, self._identity, self.payloads)
 
     def finish(self, session: ServerJournal, model: bytes = b"", *, rotate: bool = False) -> None:
         """The round is over; the next one begins.

@@ -17,6 +17,7 @@ from typing import Self
 
 from fedvlm_secure.encoding.codec import Update
 from fedvlm_secure.errors import MisuseError, ProtocolError
+from fedvlm_secure.federation.payloads import Payloads
 from fedvlm_secure.federation.vault import Vault
 from fedvlm_secure.files import PRIVATE, write
 from fedvlm_secure.primitives.schema import pack, unpack
@@ -75,18 +76,24 @@ class ServerJournal:
     Each reply costs one row; the end of a phase replaces them all by the state they led to.
     """
 
-    def __init__(self, database: "_Database", session: ServerSessionBase) -> None:
-        self._database, self._session, self._saved = database, session, True
+    def __init__(self, database: "_Database", session: ServerSessionBase, payloads: Payloads | None) -> None:
+        self._database, self._session, self._saved, self._payloads = database, session, True, payloads
 
     @classmethod
-    def begin(cls, path: Path, session: ServerSessionBase) -> Self:
-        """Write a new session to ``path``, in place of any earlier one; raises :class:`MisuseError` if that fails."""
-        journal = cls(_Database(path, _SERVER), session)
+    def begin(cls, path: Path, session: ServerSessionBase, payloads: Payloads | None = None) -> Self:
+        """Write a new session to ``path``, in place of any earlier one; raises :class:`MisuseError` if that fails.
+
+        Args:
+            payloads: where replies are kept whole, if they are.
+        """
+        journal = cls(_Database(path, _SERVER), session, payloads)
         journal._save()
         return journal
 
     @classmethod
-    def restore(cls, path: Path, kind: type[ServerSessionBase], identity: Identity) -> Self | None:
+    def restore(
+        cls, path: Path, kind: type[ServerSessionBase], identity: Identity, payloads: Payloads | None = None
+    ) -> Self | None:
         """The session in ``path`` as it was left, or None if none was begun.
 
         Raises:
@@ -99,9 +106,12 @@ class ServerJournal:
             snapshot = rows.execute("SELECT state FROM snapshot").fetchone()
             if snapshot is None:
                 return None
-            session = kind.from_bytes(snapshot[0], identity)
-            _replay(session, rows.execute("SELECT client, message FROM reply ORDER BY number"))
-        return cls(database, session)
+            journal = cls(database, kind.from_bytes(snapshot[0], identity), payloads)
+            phase, replies = journal.phase, "SELECT client, message FROM reply ORDER BY number"
+            _replay(journal._session, rows.execute(replies))
+            for client, reply in rows.execute(replies):  # the last one may have come without being kept
+                journal._keep(phase, client, reply)
+        return journal
 
     @property
     def plan(self) -> Plan:
@@ -146,6 +156,7 @@ class ServerJournal:
         self._durable().receive(client, reply)
         with self._written() as rows:
             rows.execute("INSERT INTO reply (client, message) VALUES (?, ?)", (client, reply))
+        self._keep(self.phase, client, reply)
 
     def end_phase(self) -> None:
         """As :meth:`fedvlm_secure.secagg.session.ServerSession.end_phase`, and on disk when it returns.
@@ -175,6 +186,10 @@ class ServerJournal:
             rows.execute("INSERT OR REPLACE INTO snapshot VALUES (0, ?)", (self._session.to_bytes(),))
             rows.execute("DELETE FROM reply")
         self._database.forget()
+
+    def _keep(self, phase: str, client: ClientId, reply: bytes) -> None:
+        if self._payloads is not None:
+            self._payloads.keep(self.plan.place, phase, client, reply)
 
     @contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:

@@ -9,6 +9,8 @@ from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.primitives.kdf import digest
 from fedvlm_secure.primitives.schema import Digest
 
+MOVED = "moved"  # in the metadata of a kept state: which of its tensors the round has moved, as a JSON list
+
 
 @dataclass(frozen=True, slots=True)
 class Lineage:

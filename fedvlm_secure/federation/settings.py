@@ -92,7 +92,8 @@ class AggregationTable(_Table):
     """``[aggregation]``: what the server proposes in every plan.
 
     ``max-corrupt`` left out is 1, or 0 under a protocol whose key every hospital holds (``ckks``, ``bfv``); such a key
-    is dealt anew after ``key-rounds`` rounds, or once a run, and after every failed attempt.
+    is dealt anew after ``key-rounds`` rounds, or once a run, and after every failed attempt. ``keep-payloads`` lets the
+    server keep every reply whole, so that auditors can recompute sums; left out is false.
     """
 
     protocol: Literal["plain", "pairwise", "ckks", "bfv"] = "pairwise"
@@ -107,6 +108,7 @@ class AggregationTable(_Table):
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     attempts: Count = 3
     key_rounds: Count | None = None
+    keep_payloads: bool | None = None
 
 
 class PolicyTable(_Table):
@@ -320,6 +322,8 @@ class Settings(_Table):
                 f"protocol {self.aggregation.protocol}: every hospital holds the key; the server and any one hospital "
                 "together read every hospital's update"
             )
+            if self.aggregation.keep_payloads:
+                found.append("keep-payloads: so can any one hospital that gets hold of the server's folder, later too")
         elif self.aggregation.max_corrupt == 0:
             found.append("max-corrupt 0: one hospital that colludes with the server is not planned for")
         return tuple(found)

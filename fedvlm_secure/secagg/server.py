@@ -41,13 +41,16 @@ class ServerRecord:
 
 
 class ServerSessionBase(ABC):
-    """The server in one attempt. Subclasses name the phases and say what each asks and takes."""
+    """The server in one attempt. Subclasses name the phases and say what each asks and takes.
+
+    Without an identity it signs nothing, hence asks nobody: an auditor lets it take recorded replies in once more.
+    """
 
     phases: tuple[str, ...]
     sums_words = True  # whether the sum is one of ring words, kept here; if not, a subclass keeps it
 
-    def __init__(self, plan: Plan, identity: Identity, roster: Roster, carried: bytes = b"") -> None:
-        if plan.roster != roster.hash or identity.public != roster.server:
+    def __init__(self, plan: Plan, identity: Identity | None, roster: Roster, carried: bytes = b"") -> None:
+        if plan.roster != roster.hash or (identity is not None and identity.public != roster.server):
             raise MisuseError("the plan, the roster and the server's key do not belong together")
         if not set(plan.cohort) <= roster.keys().keys() - {SERVER}:
             raise MisuseError("the plan's cohort holds clients that are not on the roster")
@@ -137,6 +140,8 @@ class ServerSessionBase(ABC):
     def requests(self) -> Iterator[tuple[ClientId, bytes]]:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.requests`."""
         phase, body = self._running(), None
+        if self._identity is None:
+            raise MisuseError("a session without the server's key can ask nobody")
         for client in self._asked:
             if self._phase != phase:
                 raise MisuseError(f"phase {phase} has ended; take the requests of the phase that runs now")
@@ -146,6 +151,17 @@ class ServerSessionBase(ABC):
                 frames = [envelope, *self._chunks()]
                 self._note("request", client, envelope, framed_bytes(frames))
                 yield client, join(frames)  # not kept here: the next one would be made beside it
+
+    def asks(self, client: ClientId) -> bytes:
+        """The body of this phase's request to ``client``, canonical CBOR; its signature needs the server's key.
+
+        Raises:
+            MisuseError: nothing is asked of this client now.
+        """
+        phase = self._running()
+        if client not in self._asked:
+            raise MisuseError(f"{client!r} is asked nothing in phase {phase}")
+        return pack(self._request(client))
 
     def receive(self, client: ClientId, reply: bytes) -> None:
         """See :meth:`fedvlm_secure.secagg.session.ServerSession.receive`."""

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
-from audit_run_kit import Run, finished
+from audit_run_kit import SIZE, Run, finished
 
 from fedvlm_secure.audit.run import audit_run
 from fedvlm_secure.audit.verdict import FAIL, PASS
 from fedvlm_secure.errors import MisuseError, ProtocolError
 from fedvlm_secure.federation.journal import ClientJournal, logged
+from fedvlm_secure.federation.lineage import MOVED
 from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.primitives.wire import STATE_LIMITS
 from fedvlm_secure.secagg.encrypted import messages as he
@@ -61,7 +62,7 @@ def begun(tmp_path, protocol="pairwise"):
     """A run whose first attempt is open, with the sessions of both sides."""
     run = Run(tmp_path / "run", protocol, 5, random.Random(3), 0)
     session = run.attempts.open(run.plan)
-    return run, session, {name: run._client(name, run.attempts.place) for name in run.names}
+    return run, session, {name: run.client(name, run.attempts.place) for name in run.names}
 
 
 def test_what_a_client_refuses_is_in_its_log(tmp_path):
@@ -90,7 +91,7 @@ def test_a_plan_that_was_shown_and_not_recorded_is_found(tmp_path):
     victim = run.names[0]
     plan = unpack(Plan, Transcript.from_bytes(transcripts(run)[0].read_bytes()).plan, STATE_LIMITS)
     other = replace(plan, round=9, threshold=2)
-    with closing(run._client(victim, (9, 1))) as client, pytest.raises(ProtocolError):
+    with closing(run.client(victim, (9, 1))) as client, pytest.raises(ProtocolError):
         client.reply(join([seal(run.server, m.KEYS, other.hash, SERVER, victim, other)]))
     assert failing(run.folder.path, [run.export(victim), *logs[1:]]) == {"A-12"}
     assert failing(run.folder.path, logs[1:]) == set()
@@ -236,6 +237,17 @@ def test_files_beside_the_run_are_found(tmp_path):
 
 
 DEEP = "[" * 200_000
+TOLD = (
+    "coordinator/summary.json",
+    "coordinator/lineage.json",
+    "settings.toml",
+)  # what they would show is not checkable
+MODEL = "coordinator/global/round-0001.safetensors"
+
+
+def model(size, dtype=np.float32, moved='["B"]'):
+    """What a server may say that it has kept of a round."""
+    return safetensors.numpy.save({"B": np.zeros(size, dtype)}, {MOVED: moved})
 
 
 @pytest.mark.parametrize(
@@ -247,22 +259,29 @@ DEEP = "[" * 200_000
         ("coordinator/lineage.json", DEEP),
         ("coordinator/lineage.json", '{"base": "00", "adapter": "\\ud800", "common": "00"}'),
         ("settings.toml", f"a = {DEEP}"),
+        ("coordinator/payloads/round-0001-attempt-1/keys/site-00", DEEP),
+        (MODEL, DEEP),
+        (MODEL, model(1)),
+        (MODEL, model(SIZE, np.float64)),
+        (MODEL, model(SIZE, moved=DEEP)),
+        (MODEL, model(SIZE, moved='["C"]')),
+        (MODEL, model(SIZE, moved='[["B"]]')),
+        (MODEL, model(SIZE, moved="1")),
         ("manifest.json", DEEP),
         ("manifest.json", json.dumps({"files": {"\ud800": ""}, "signer": "00" * 32, "signature": "00" * 64})),
         ("coordinator/transcript/round-0009-attempt-1.cbor", DEEP),
     ],
+    ids=range(17),
 )
 def test_hostile_files_are_findings(name, content, tmp_path):
-    run, _ = finished(tmp_path / "run", "pairwise", 1, dropouts=0)
-    (run.folder.coordinator.path / "global").mkdir()
-    arrays = {"x": np.zeros(3, np.float64)}
-    safetensors.numpy.save_file(arrays, run.folder.coordinator.path / "global/round-0000.safetensors")
-    (run.folder.path / name).write_text(content)
+    run, _ = finished(tmp_path / "run", "pairwise", 1, dropouts=0, keep=True)
+    victim = run.folder.path / name
+    victim.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     if name != "manifest.json":
         run.folder.sign_manifest(run.server)
     assert sys.getrecursionlimit() < len(DEEP)
     with suppress(MisuseError):  # one sentence, where it is no run any more
-        failing(run.folder.path)
+        assert failing(run.folder.path) or name in TOLD
 
 
 def test_a_folder_in_a_transcripts_place_is_a_finding(tmp_path):
@@ -281,5 +300,5 @@ def test_a_journal_of_before_goes_on(tmp_path):
     with closing(sqlite3.connect(path)) as database:
         database.execute("DROP TABLE log")
         database.commit()
-    assert isinstance(run._client(name, run.attempts.place), ClientJournal)
+    assert isinstance(run.client(name, run.attempts.place), ClientJournal)
     assert logged(path, name, run.attempts.run).lines == ()

@@ -90,7 +90,7 @@ class EncryptedServer(ServerSessionBase):
     phases = m.PHASES
     sums_words = False
 
-    def __init__(self, plan: Plan, identity: Identity, roster: Roster, carried: bytes = b"") -> None:
+    def __init__(self, plan: Plan, identity: Identity | None, roster: Roster, carried: bytes = b"") -> None:
         super().__init__(plan, identity, roster, carried)
         sheet = sheet_of(plan)
         self._scheme, self._chunk_count = sheet.scheme, sheet.chunks

@@ -46,7 +46,7 @@ class PairwiseServer(ServerSessionBase):
 
     phases = m.PHASES
 
-    def __init__(self, plan: Plan, identity: Identity, roster: Roster, carried: bytes = b"") -> None:
+    def __init__(self, plan: Plan, identity: Identity | None, roster: Roster, carried: bytes = b"") -> None:
         super().__init__(plan, identity, roster, carried)
         self._bound = Bound(self._hash)
         self._near = {name: plan.neighbours(name) for name in plan.cohort}
