@@ -16,6 +16,7 @@ from fedvlm_secure.secagg.encrypted import messages as encrypted
 from fedvlm_secure.secagg.envelope import Expected
 from fedvlm_secure.secagg.log import REPLY, REQUEST
 from fedvlm_secure.secagg.pairwise import messages as pairwise
+from fedvlm_secure.secagg.pairwise.messages import MASKED_INPUT
 from fedvlm_secure.secagg.plain import INPUT
 from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.policy import Party, Policy, check_plan
@@ -72,6 +73,11 @@ class Messages:
     def who(self, phase: str, direction: str) -> set[ClientId]:
         """Who was asked, or replied, in a phase."""
         return self.spoke.get((phase, direction), set())
+
+    @property
+    def uploaded(self) -> set[ClientId]:
+        """Whose vectors are recorded."""
+        return self.who(INPUT, REPLY) | self.who(MASKED_INPUT, REPLY)
 
 
 def check_messages(attempt: Attempt, records: Records, found: Checklist) -> Messages:

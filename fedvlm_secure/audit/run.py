@@ -6,6 +6,7 @@ Nothing here needs a model, torch or a secret. What cannot be checked from these
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedvlm_secure.audit.claims import check_claims
 from fedvlm_secure.audit.encrypted import check_encrypted
 from fedvlm_secure.audit.history import Ended, check_chain, check_freshness, check_logs
 from fedvlm_secure.audit.messages import Messages, check_messages, check_plan_of
@@ -15,8 +16,6 @@ from fedvlm_secure.audit.records import Attempt, Records, line_of, lines_of, rea
 from fedvlm_secure.audit.sums import check_sums
 from fedvlm_secure.audit.verdict import Attended, Checklist, Verdict
 from fedvlm_secure.secagg.log import REPLY
-from fedvlm_secure.secagg.pairwise.messages import MASKED_INPUT
-from fedvlm_secure.secagg.plain import INPUT
 from fedvlm_secure.secagg.policy import Policy
 
 
@@ -42,7 +41,7 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
     check_freshness(said, found)
     last = check_models(records, said, summed, found)
     check_sums(records, said, summed, found)
-    _check_privacy(records, found)
+    check_claims(records, said, summed, found)
     covered = check_logs(records, Ended(head, last, summed), found)
     first = records.attempts[0].plan if records.attempts else None
     return Verdict(
@@ -59,7 +58,7 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
 
 def _attended(said: Messages, summed: set[tuple[int, int]]) -> Attended:
     place, cohort = said.attempt.place, set(said.attempt.plan.cohort)
-    uploaded = (said.who(INPUT, REPLY) | said.who(MASKED_INPUT, REPLY)) & cohort
+    uploaded = said.uploaded & cohort
     return Attended(*place, place in summed, tuple(sorted(uploaded)), tuple(sorted(cohort - uploaded)))
 
 
@@ -116,18 +115,3 @@ def _check_attempt(
             same = line.get("survivors") == list(survivors)
             found.require("A-8", same, attempt.where, "is recorded in coordinator/metrics.jsonl with other survivors")
     return said
-
-
-def _check_privacy(records: Records, found: Checklist) -> None:
-    """Noise inside sums is in the signed plans; how hospitals have trained is nowhere (A-13)."""
-    if records.settings is None:
-        found.unchecked("A-13", "settings.toml cannot be read")
-    elif records.settings.privacy.mode == "client":
-        for attempt in records.attempts:
-            noised = attempt.plan.noise_multiplier > 0 or not attempt.plan.layout.update
-            found.require("A-13", noised, attempt.where, "sums an update without the noise that the settings promise")
-        found.unchecked("A-13", "whether the noise is enough for the promised ε is not recomputed")
-    elif records.settings.privacy.mode == "record":
-        found.unchecked("A-13", "hospitals do not sign how they have trained; their own ledgers say it")
-    else:
-        found.unchecked("A-13", "the run claims no differential privacy")

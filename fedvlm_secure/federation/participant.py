@@ -6,6 +6,7 @@ Everything it does is durable and repeatable: an interrupted round goes on from 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +239,8 @@ class Participant:
         self._record("adopted", round_index, "validation", validation)
         if pending is not None:
             self._record_encoding(pending)
-        self._keep_log()
+        if (plan := remembered(self._session_path, self.identity)[1]) is not None:
+            self._keep_log(plan.run)
         self._stand(round_index, personal, validation, shared)
         return validation
 
@@ -248,9 +250,8 @@ class Participant:
         Args:
             ending: the server's message that the run is over.
         """
-        run = ended_run(ending)
-        keep_line(self._session_path, run, line_of(REQUEST, ending))
-        write(self._folder.path / "log.cbor", logged(self._session_path, self.name, run).to_bytes())
+        keep_line(self._session_path, ended_run(ending), line_of(REQUEST, ending))
+        self._keep_log(ended_run(ending))
         self._enter(self._standing(round_index), given)
         save_peft(self._adapter.exported(), self._adapter.settings, self._folder.path / "adapter", base_model=model)
         self._summarise()
@@ -399,11 +400,12 @@ class Participant:
             loss=evaluation.loss,
         )
 
-    def _keep_log(self) -> None:
+    def _keep_log(self, run: bytes) -> None:
         """The log so far as a file: this hospital's to hand over, whether the server ends the run or not."""
-        _, plan = remembered(self._session_path, self.identity)
-        if plan is not None:
-            write(self._folder.path / "log.cbor", logged(self._session_path, self.name, plan.run).to_bytes())
+        log = logged(self._session_path, self.name, run)
+        if log.lines:
+            log = replace(log, attested=self._safeguard.attestation(self.identity, run, log.lines[-1].plan))
+        write(self._folder.path / "log.cbor", log.to_bytes())
 
     def _record_encoding(self, pending: Pending) -> None:
         """Tell the owner whether the round's plan was too narrow for its update."""

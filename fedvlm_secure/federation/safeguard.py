@@ -20,7 +20,9 @@ from fedvlm_secure.federation.settings import Settings
 from fedvlm_secure.files import PRIVATE, read_json, write, write_json
 from fedvlm_secure.primitives import entropy
 from fedvlm_secure.primitives.noise import NoiseSource
+from fedvlm_secure.primitives.signing import Identity
 from fedvlm_secure.privacy.accounting import Event, SampledGaussian, Unprotected, check_delta, noise_multiplier
+from fedvlm_secure.privacy.attestation import attest
 from fedvlm_secure.privacy.chain import Head
 from fedvlm_secure.privacy.ledger import Ledger
 from fedvlm_secure.privacy.statement import PrivacyStatement
@@ -179,6 +181,18 @@ class Safeguard:
             return None
         event = replace(noisy_sums(self._settings, cohort, size), answered=1)
         return self._charge(place, event, HOSPITAL)
+
+    def attestation(self, identity: Identity, run: bytes, plan: bytes) -> bytes:
+        """What this hospital signs of how it has trained in ``run``, for auditors; empty but at record level.
+
+        Args:
+            plan: the hash of one of the run's plans.
+        """
+        privacy = self._settings.privacy
+        if privacy.mode != "record":
+            return b""
+        spent = [release for release in self._ledger().releases() if release.run == self._run]
+        return attest(identity, self._name, plan, run, privacy.unit, privacy.max_grad_norm, spent)
 
     @property
     def _keeps_account(self) -> bool:

@@ -44,10 +44,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ClientLog:
-    """One client's lines, in order. Nothing in them is secret from the server."""
+    """One client's lines, in order. Nothing in them is secret from the server.
+
+    Attributes:
+        attested: what the client signs of its own training, an envelope; empty if it says nothing.
+    """
 
     client: ClientId
     lines: tuple[Line, ...] = field(default=())
+    attested: bytes = b""
     spec: str = SPEC_VERSION
 
     def to_bytes(self) -> bytes:
