@@ -37,10 +37,20 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, protocol: str, clients: int, choices: random.Random, dropouts: float, *, keep: bool = False
+        self,
+        folder: Path,
+        protocol: str,
+        clients: int,
+        choices: random.Random,
+        dropouts: float,
+        *,
+        keep: bool = False,
+        size: int = SIZE,
+        rounds: int = 2,
     ) -> None:
         self.folder, self.protocol, self.choices, self.dropouts = RunDirectory(folder), protocol, choices, dropouts
-        self.names = tuple(f"site-{number:02d}" for number in range(clients))
+        self.size = size
+        self.names = tuple(f"site-{number:03d}" for number in range(clients))
         self.server, self.consortium = Identity.generate(), Identity.generate()
         self.identities = {name: Identity.generate() for name in self.names}
         members = tuple(member(name, self.identities[name]) for name in self.names)
@@ -48,12 +58,13 @@ class Run:
         folder.mkdir(parents=True)
         write(self.folder.roster, sign_roster(self.roster, self.consortium))
         extra = ["policy.protocols=['plain']"] if protocol == "plain" else []
-        self.settings = Settings.from_tables({}, [f"aggregation.protocol={protocol}", "name=t", "rounds=2", *extra])
+        asked = [f"aggregation.protocol={protocol}", "name=t", f"rounds={rounds}"]
+        self.settings = Settings.from_tables({}, [*asked, *extra])
         write(self.folder.settings, self.settings.to_toml().encode())
         entry = lookup(protocol)
         self.payloads = Payloads(self.folder.coordinator) if keep else None
         self.attempts = Attempts(self.folder.coordinator, entry, self.server, self.roster, self.payloads)
-        self.model = Lineage(bytes(32), "{}", bytes(32), bytes(4 * SIZE))
+        self.model = Lineage(bytes(32), "{}", bytes(32), bytes(4 * size))
         named = {"base": self.model.base.hex(), "adapter": self.model.adapter, "common": self.model.common.hex()}
         write_json(self.folder.coordinator.path / "lineage.json", named)
         self.save_model(0)
@@ -70,7 +81,7 @@ class Run:
             round=self.attempts.round,
             attempt=self.attempts.attempt,
             cohort=self.names,
-            layout=VectorLayout(SIZE, (Counter("weight", 64),), 12, 64),
+            layout=VectorLayout(self.size, (Counter("weight", 64),), 12, 64),
             clip_norm=1.0,
             roster=self.roster.hash,
             model=self.model.hash,
@@ -114,9 +125,8 @@ class Run:
 
     def finish(self) -> list[Path]:
         """End the run; the clients' logs."""
-        ending = close(
-            self.server, self.attempts.last, Closing(self.attempts.run, 2, self.model.hash, self.attempts.history)
-        )
+        closing = Closing(self.attempts.run, self.settings.rounds, self.model.hash, self.attempts.history)
+        ending = close(self.server, self.attempts.last, closing)
         for name in self.names:
             keep_line(self.journal(name), self.attempts.run, line_of(REQUEST, ending))
         self.folder.sign_manifest(self.server)
@@ -126,8 +136,8 @@ class Run:
         party = Party(
             name, self.identities[name], self.roster, self.policy, self.model.hash, following=self._follow, place=place
         )
-        values = np.array([self.choices.uniform(-0.1, 0.1) for _ in range(SIZE)], np.float32)
-        update = Update(values, {"weight": self.choices.randint(1, 64)})
+        values = np.random.default_rng(self.choices.randrange(1 << 32)).uniform(-0.1, 0.1, self.size)
+        update = Update(values.astype(np.float32), {"weight": self.choices.randint(1, 64)})
         return ClientJournal(self.journal(name), lookup(self.protocol).client, party, update, place)
 
     def _follow(self, decoded: Decoded) -> bytes:

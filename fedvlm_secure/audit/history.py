@@ -1,7 +1,7 @@
 """What holds across attempts: the chain, fresh keys, and what clients have kept of it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -74,11 +74,12 @@ def check_logs(records: Records, ended: Ended, found: Checklist) -> tuple[Client
     names = [log.client for log in records.logs]
     members, covered = {member.name for member in records.roster.members}, list[ClientId]()
     unrecorded: dict[tuple[int, int], set[ClientId]] = {}
+    entries = _entries(records.attempts)
     for log in records.logs:
         where = f"log of {log.client}"
         found.require("A-12", names.count(log.client) == 1, where, "was given twice")
         if found.require("A-12", log.client in members, where, "is of nobody on the roster"):
-            audit = _LogAudit(log, records, ended, found)
+            audit = _LogAudit(log, records, ended, found, entries.get(log.client, {}))
             if audit.check():
                 covered.append(log.client)
             for place in audit.unrecorded:
@@ -90,18 +91,28 @@ def check_logs(records: Records, ended: Ended, found: Checklist) -> tuple[Client
     return tuple(covered)
 
 
+_Key = tuple[bytes, str, str]  # plan, phase, direction
+
+
+def _entries(attempts: Sequence[Attempt]) -> dict[ClientId, dict[_Key, Entry]]:
+    """What is recorded of each client."""
+    found: dict[ClientId, dict[_Key, Entry]] = {}
+    for attempt in attempts:
+        for entry in attempt.transcript.entries:
+            found.setdefault(entry.client, {})[attempt.hash, entry.phase, entry.direction] = entry
+    return found
+
+
 class _LogAudit:
     """One client's log."""
 
-    def __init__(self, log: ClientLog, records: Records, ended: Ended, found: Checklist) -> None:
+    def __init__(
+        self, log: ClientLog, records: Records, ended: Ended, found: Checklist, entries: Mapping[_Key, Entry]
+    ) -> None:
         self._log, self._records, self._ended, self._found = log, records, ended, found
         self._attempts = {attempt.hash: attempt for attempt in records.attempts}
         self._run = records.attempts[0].plan.run if records.attempts else b""
-        self._entries: dict[tuple[bytes, str, str], Entry] = {}
-        for attempt in records.attempts:
-            for entry in attempt.transcript.entries:
-                if entry.client == log.client:
-                    self._entries[attempt.hash, entry.phase, entry.direction] = entry
+        self._entries = entries
         self.unrecorded: list[tuple[int, int]] = []
 
     def check(self) -> bool:

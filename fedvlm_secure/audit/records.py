@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Attempt:
     transcript: Transcript
     plan: Plan
 
-    @property
+    @cached_property
     def hash(self) -> bytes:
         """The plan's hash, of its recorded bytes."""
         return digest("plan", self.transcript.plan)
@@ -57,6 +58,24 @@ class Records:
     logs: tuple[ClientLog, ...]
     unreadable: tuple[tuple[str, str], ...]
     settings: Settings | None
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """What the server has recorded of the attempts in ``metrics.jsonl``, in order."""
+        return lines_of(self.folder.coordinator.metrics.path)
+
+    def line_of(self, attempt: Attempt) -> dict[str, Any] | None:
+        """What it has recorded of one attempt, if it has."""
+        return self._lines.get(attempt.place)
+
+    @cached_property
+    def _lines(self) -> dict[tuple[int, int], dict[str, Any]]:
+        found = dict[tuple[int, int], dict[str, Any]]()
+        for line in self.lines:
+            place = line.get("round"), line.get("attempt")
+            if isinstance(place[0], int) and isinstance(place[1], int):
+                found.setdefault((place[0], place[1]), line)
+        return found
 
 
 def read(path: Path, logs: Sequence[Path]) -> Records:
@@ -116,12 +135,6 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError):
         return []
     return [line for line in found if isinstance(line, dict)]
-
-
-def line_of(records: Records, attempt: Attempt) -> dict[str, Any] | None:
-    """What the server has recorded of an attempt in ``metrics.jsonl``, if it has."""
-    lines = lines_of(records.folder.coordinator.metrics.path)
-    return next((line for line in lines if (line.get("round"), line.get("attempt")) == attempt.place), None)
 
 
 def _settings(folder: RunDirectory) -> Settings | None:

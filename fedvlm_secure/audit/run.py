@@ -4,6 +4,7 @@ Nothing here needs a model, torch or a secret. What cannot be checked from these
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from fedvlm_secure.audit.claims import check_claims
@@ -12,7 +13,7 @@ from fedvlm_secure.audit.history import Ended, check_chain, check_freshness, che
 from fedvlm_secure.audit.messages import Messages, check_messages, check_plan_of
 from fedvlm_secure.audit.models import ENCRYPTED, check_models
 from fedvlm_secure.audit.pairwise import PairwiseAudit
-from fedvlm_secure.audit.records import Attempt, Records, line_of, lines_of, read
+from fedvlm_secure.audit.records import Attempt, Records, read
 from fedvlm_secure.audit.sums import check_sums
 from fedvlm_secure.audit.verdict import Attended, Checklist, Verdict
 from fedvlm_secure.secagg.log import REPLY
@@ -36,7 +37,8 @@ def audit_run(path: Path | str, logs: Sequence[Path] = (), policy: Policy | None
     _check_manifest(records, found)
     head = check_chain(records.attempts, found)
     _check_recorded_attempts(records, found)
-    summed = {attempt.place for attempt in records.attempts if _summed(records, attempt)}
+    following = zip_longest(records.attempts, records.attempts[1:])
+    summed = {attempt.place for attempt, after in following if _summed(records, attempt, after)}
     said = [_check_attempt(it, records, policy, found, summed=it.place in summed) for it in records.attempts]
     check_freshness(said, found)
     last = check_models(records, said, summed, found)
@@ -73,8 +75,7 @@ def _check_manifest(records: Records, found: Checklist) -> None:
 def _check_recorded_attempts(records: Records, found: Checklist) -> None:
     """The attempts in ``metrics.jsonl`` are those with a transcript, up to the rounds that were asked for (A-3)."""
     where = "coordinator/metrics.jsonl"
-    lines = lines_of(records.folder.coordinator.metrics.path)
-    listed = sorted((str(line.get("round")), str(line.get("attempt"))) for line in lines)
+    listed = sorted((str(line.get("round")), str(line.get("attempt"))) for line in records.lines)
     there = sorted((str(attempt.place[0]), str(attempt.place[1])) for attempt in records.attempts)
     found.require("A-3", bool(there), where, "there is no transcript at all")
     found.require("A-3", listed == there, where, "lists other attempts than there are transcripts")
@@ -83,13 +84,11 @@ def _check_recorded_attempts(records: Records, found: Checklist) -> None:
         found.require("A-3", last in (rounds, rounds + 1), where, f"ends with round {last} of {rounds}")
 
 
-def _summed(records: Records, attempt: Attempt) -> bool:
+def _summed(records: Records, attempt: Attempt, after: Attempt | None) -> bool:
     """Whether a later round follows, or nothing does and the attempt is not recorded as failed."""
-    places = [other.place for other in records.attempts]
-    after = places[places.index(attempt.place) + 1 :]
-    if after:
-        return after[0][0] > attempt.place[0]
-    line = line_of(records, attempt)
+    if after is not None:
+        return after.place[0] > attempt.place[0]
+    line = records.line_of(attempt)
     return line is None or line.get("kind") != "aborted"
 
 
@@ -110,7 +109,7 @@ def _check_attempt(
     if summed:
         enough = len(survivors) >= attempt.plan.min_survivors
         found.require("A-6", enough, attempt.where, f"sums {len(survivors)}, {attempt.plan.min_survivors} are needed")
-        line = line_of(records, attempt)
+        line = records.line_of(attempt)
         if line is not None:
             same = line.get("survivors") == list(survivors)
             found.require("A-8", same, attempt.where, "is recorded in coordinator/metrics.jsonl with other survivors")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedvlm_secure.audit.messages import Messages
 from fedvlm_secure.audit.models import kept_of, named_by
-from fedvlm_secure.audit.records import Records, line_of
+from fedvlm_secure.audit.records import Records
 from fedvlm_secure.audit.verdict import Checklist
 from fedvlm_secure.encoding.codec import Decoded
 from fedvlm_secure.errors import MisuseError, ProtocolError, one_line
@@ -107,7 +107,7 @@ class _Replay:
 
     def _compare_model(self, decoded: Decoded) -> None:
         attempt, found = self._attempt, self._found
-        line = line_of(self._records, attempt) or {}
+        line = self._records.line_of(attempt) or {}
         for key, counter in (("total-weight", "weight"), ("correct", "correct"), ("asked", "asked")):
             if line.get(key) is not None and counter in decoded.counters:
                 same = line[key] == decoded.counters[counter]

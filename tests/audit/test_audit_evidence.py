@@ -259,7 +259,7 @@ def model(size, dtype=np.float32, moved='["B"]'):
         ("coordinator/lineage.json", DEEP),
         ("coordinator/lineage.json", '{"base": "00", "adapter": "\\ud800", "common": "00"}'),
         ("settings.toml", f"a = {DEEP}"),
-        ("coordinator/payloads/round-0001-attempt-1/keys/site-00", DEEP),
+        ("coordinator/payloads/round-0001-attempt-1/keys/site-000", DEEP),
         (MODEL, DEEP),
         (MODEL, model(1)),
         (MODEL, model(SIZE, np.float64)),

@@ -54,7 +54,7 @@ def test_a_verdict_says_for_whom(verdict):
     assert f"✓ pass {verdict.sentence}" in said
     assert f"No request went unrecorded for {len(verdict.logs)} of {len(verdict.logs) + 2} clients" in said
     assert f"● log to the end of the run : {len(verdict.logs)} ○ no log given : 2" in said
-    assert "no log given 2 site-00, site-01" in said
+    assert "no log given 2 site-000, site-001" in said
 
 
 def test_every_clause_is_there_with_what_was_not_checked(verdict):
