@@ -59,12 +59,14 @@ class Messages:
         bodies: of the envelopes kept whole: phase, direction → client → body.
         envelopes: those envelopes themselves, alike.
         spoke: phase, direction → clients, whether kept whole or not.
+        sound: whether the plan keeps the protocol's rules; otherwise its numbers mean nothing.
     """
 
     attempt: Attempt
     bodies: dict[tuple[str, str], dict[ClientId, Any]] = field(default_factory=dict)
     envelopes: dict[tuple[str, str], dict[ClientId, bytes]] = field(default_factory=dict)
     spoke: dict[tuple[str, str], set[ClientId]] = field(default_factory=dict)
+    sound: bool = True
 
     def of(self, phase: str, direction: str) -> dict[ClientId, Any]:
         """The bodies of one kind, by client."""

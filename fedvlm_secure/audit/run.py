@@ -96,12 +96,12 @@ def _check_attempt(
     attempt: Attempt, records: Records, policy: Policy | None, found: Checklist, *, summed: bool
 ) -> Messages:
     said = check_messages(attempt, records, found)
-    sound = check_plan_of(said, records, policy, found)
+    said.sound = check_plan_of(said, records, policy, found)
     survivors = tuple(sorted(said.who("input", REPLY)))
     if attempt.plan.protocol in ENCRYPTED:
         survivors = check_encrypted(said, found, summed=summed)
     elif attempt.plan.protocol == "pairwise":
-        if not sound:
+        if not said.sound:
             return said  # its graph and thresholds mean nothing
         audit = PairwiseAudit(said, records.roster, found)
         audit.check(summed=summed)

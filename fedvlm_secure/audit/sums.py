@@ -6,8 +6,9 @@ as ciphertexts, with what the server sent them to decrypt.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,9 @@ def check_sums(records: Records, said: Sequence[Messages], summed: set[tuple[int
         return
     carried = b""
     for messages in said:
+        if not messages.sound:
+            found.unchecked(CLAUSE, f"{messages.attempt.where} and what follows it: its plan breaks the rules")
+            return
         replay = _Replay(messages, records, payloads, found)
         with found.expecting(CLAUSE, messages.attempt.where):
             session = replay.opened(carried)
@@ -59,6 +63,10 @@ class _Replay:
     def opened(self, carried: bytes) -> ServerSessionBase:
         """A session for the attempt; raises what a server would if the plan is impossible."""
         kind, plan = lookup(self._attempt.plan.protocol).server, self._attempt.plan
+        places = map(self._place, self._replies())
+        kept = sum(path.stat().st_size for path in places if path.is_file())
+        if kind.sums_words and plan.layout.size > kept:  # a number is a byte at least
+            raise MisuseError(f"sums {plan.layout.size} numbers, and what was kept of its replies has {kept} bytes")
         session = kind(plan, None, self._records.roster, carried)
         first = next(iter(self._attempt.transcript.entries), None)
         if first is not None and first.phase != session.phase:  # a key was dealt anew
@@ -70,8 +78,8 @@ class _Replay:
         while not session.done:
             phase = session.phase
             self._compare_requests(session)
-            for entry in self._attempt.transcript.entries:
-                if (entry.phase, entry.direction) == (phase, REPLY):
+            for entry in self._replies():
+                if entry.phase == phase:
                     if (reply := self._kept(entry)) is None:
                         return
                     session.receive(entry.client, reply)
@@ -91,10 +99,10 @@ class _Replay:
 
     def _kept(self, entry: Entry) -> bytes | None:
         """The reply that an entry records; None, and a finding, if it is not there as it was."""
-        path = self._payloads.place(self._attempt.place, entry.phase, entry.client)
+        path = self._place(entry)
         where = path.relative_to(self._records.folder.path).as_posix()
         try:
-            if path.is_symlink():
+            if path.is_symlink() or not path.is_file():
                 raise OSError("is no file")
             reply = path.read_bytes()
             envelope = bytes(split(reply)[0])
@@ -104,6 +112,17 @@ class _Replay:
         same = len(reply) == entry.size and hashlib.sha256(envelope).digest() == entry.digest
         self._found.require(CLAUSE, same, where, "is another message than the one recorded")
         return reply if same else None
+
+    def _replies(self) -> Iterator[Entry]:
+        """The recorded replies of this protocol and cohort; others are A-6's, and their names no part of a path."""
+        plan = self._attempt.plan
+        names = set(plan.cohort) & self._records.roster.keys().keys()
+        for entry in self._attempt.transcript.entries:
+            if entry.direction == REPLY and entry.client in names and entry.phase in lookup(plan.protocol).phases:
+                yield entry
+
+    def _place(self, entry: Entry) -> Path:
+        return self._payloads.place(self._attempt.place, entry.phase, entry.client)
 
     def _compare_model(self, decoded: Decoded) -> None:
         attempt, found = self._attempt, self._found

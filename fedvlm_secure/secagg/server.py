@@ -63,7 +63,10 @@ class ServerSessionBase(ABC):
         self._asked: tuple[ClientId, ...] = plan.cohort
         self._replied: set[ClientId] = set()
         self._uploaded: set[ClientId] = set()
-        self._total = plan.ring.zeros(plan.layout.size if self.sums_words else 0)
+        try:
+            self._total = plan.ring.zeros(plan.layout.size if self.sums_words else 0)
+        except ValueError as error:
+            raise MisuseError(f"the plan cannot be summed: {error}") from None
         self._entries: dict[tuple[str, str, ClientId], Entry] = {}
 
     @property

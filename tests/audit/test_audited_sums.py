@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -12,9 +13,10 @@ from audit_run_kit import ENCRYPTED, SIZE, Run, finished
 
 from fedvlm_secure.audit.run import audit_run
 from fedvlm_secure.audit.verdict import FAIL, NOT_CHECKABLE, PASS
-from fedvlm_secure.primitives.schema import unpack
+from fedvlm_secure.primitives.schema import pack, unpack
 from fedvlm_secure.secagg.envelope import Envelope, seal
 from fedvlm_secure.secagg.pairwise import messages as m
+from fedvlm_secure.secagg.plan import Plan
 from fedvlm_secure.secagg.protocols import lookup
 from fedvlm_secure.secagg.session import SERVER
 from fedvlm_secure.secagg.transcript import Transcript
@@ -133,3 +135,27 @@ def test_a_server_that_died_between_taking_a_reply_and_keeping_it_keeps_it_when_
             session.end_phase()
         session.close()
     assert len(kept(run)) == replies
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_plan_whose_numbers_mean_nothing_is_not_played_again(protocol, tmp_path):
+    run, _ = finished(tmp_path / "run", protocol, 1, dropouts=0, keep=True)
+    path = run.folder.coordinator.path / "transcript/round-0001-attempt-1.cbor"
+    transcript = Transcript.from_bytes(path.read_bytes())
+    plan = unpack(Plan, transcript.plan)
+    for wrong in (
+        replace(plan, ring_bits=7),
+        replace(plan, ring_bits=1 << 40),
+        replace(plan, layout=replace(plan.layout, update=1 << 31)),
+        replace(plan, cohort=("../../../../../../../../dev/zero", *plan.cohort[1:])),
+    ):
+        path.write_bytes(replace(transcript, plan=pack(wrong)).to_bytes())
+        assert sums(run)[1].failed, wrong
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    run, _ = finished(tmp_path / "run", "pairwise", 1, dropouts=0, keep=True)
+    victim = kept(run)[0]
+    victim.unlink()
+    os.mkfifo(victim)  # whoever reads it waits for ever
+    assert "is no file" in sums(run)[0].findings[0].detail
