@@ -14,9 +14,9 @@ what it would have noticed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,18 @@ import torch
 from numpy.typing import NDArray
 
 from fedvlm_secure.adapters import Adapter
-from fedvlm_secure.audit.estimators import Guesses, gaussian_bound, guess, one_run_bound
-from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.audit.estimators import Guesses, gaussian_bound, guess, one_run_bound, sampled_bound
+from fedvlm_secure.audit.planting import Canaries, Joined, planted
 from fedvlm_secure.primitives.noise import NoiseSource
 from fedvlm_secure.privacy.accounting import noise_multiplier
-from fedvlm_secure.training import PrivateSettings, Split, StepInfo, TrainSettings, private, train_private
-from fedvlm_secure.training.unit_gradients import Dense, UnitGradients
+from fedvlm_secure.training import PrivateSettings, Split, StepInfo, TrainSettings, train_private
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-CLIP_NORM = 1.0
-_LENGTH = 10.0  # a canary's gradient before clipping, in clip norms
+_PLAIN = TrainSettings(steps=1)
 _BATCH = 64  # rows whose gradients are in memory at once
-_PLACE = "_unit_gradients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,11 @@ class AuditSetting:
         canaries: m, how many there are; about half of them join.
         guesses: how many of them are guessed, half «in», half «out»; even.
         rows: that make up one canary, such as the questions about one picture.
+        noise_multiplier: σ that is used; None is the one that the claim asks for.
+        clip_norm, nominal_batch: of the training, see :class:`~fedvlm_secure.training.PrivateSettings`.
+        training: all else of it but its steps and its batch size.
+        by_mechanism: with subsampling, measure by the trade-off of DP-SGD itself, which is tighter; without,
+            :attr:`estimator` does so anyway.
     """
 
     name: str
@@ -62,11 +64,25 @@ class AuditSetting:
     guesses: int = 200
     rows: int = 1
     delta: float = 1e-5
+    noise_multiplier: float | None = None
+    clip_norm: float = 1.0
+    nominal_batch: float = 1.0
+    training: TrainSettings = _PLAIN
+    by_mechanism: bool = False
 
     @property
     def estimator(self) -> str:
-        """``"gaussian"`` without subsampling, where it is valid, else ``"one-run"``."""
-        return "gaussian" if self.sample_rate == 1 else "one-run"
+        """``"gaussian"`` without subsampling, where it is valid, else ``"sampled"`` or ``"one-run"``."""
+        if self.sample_rate == 1:
+            return "gaussian"
+        return "sampled" if self.by_mechanism else "one-run"
+
+    def bound(self, guesses: Guesses, confidence: float) -> float:
+        """ε that ``guesses`` refute, by :attr:`estimator`."""
+        if self.estimator == "sampled":
+            return sampled_bound(guesses, self.sample_rate, self.rounds * self.steps, self.delta, confidence)
+        estimate = gaussian_bound if self.estimator == "gaussian" else one_run_bound
+        return estimate(guesses, self.delta, confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,26 +207,38 @@ def run_privacy_audit(
 
 
 def audit_setting(
-    setting: AuditSetting, adapter: Adapter, split: Split, units: Rows, *, confidence: float, fault: Fault = HONEST
+    setting: AuditSetting,
+    adapter: Adapter,
+    split: Split,
+    units: Rows,
+    *,
+    confidence: float,
+    fault: Fault = HONEST,
+    on_step: Callable[[], None] | None = None,
 ) -> AuditResult:
-    """Play the game once; see :func:`run_privacy_audit`."""
-    sigma = noise_multiplier(setting.epsilon, setting.delta, setting.sample_rate, setting.rounds * setting.steps)
+    """Play the game once; see :func:`run_privacy_audit`. ``on_step`` is called after each step."""
+    sigma = setting.noise_multiplier or noise_multiplier(
+        setting.epsilon, setting.delta, setting.sample_rate, setting.rounds * setting.steps
+    )
     played = sigma
     if fault.budget_of_one_round:
         played = noise_multiplier(setting.epsilon, setting.delta, setting.sample_rate, setting.steps)
     # The deviation is σ·C: a C that is larger by a factor goes with a σ that is smaller by it.
-    dp = PrivateSettings(played / fault.clip, CLIP_NORM * fault.clip, setting.sample_rate)
-    canaries = Canaries.scattered(setting, _trainable(adapter), len(split))
+    clip_norm = setting.clip_norm * fault.clip
+    dp = PrivateSettings(played / fault.clip, clip_norm, setting.sample_rate, setting.nominal_batch)
+    trainable = sum(parameter.numel() for parameter in adapter.trained(1).values())
+    canaries = Canaries.scattered(
+        setting.canaries, trainable, first=len(split), rows=setting.rows, clip_norm=setting.clip_norm
+    )
     tape = _Tape(fault.noise)
-    releases = _released(setting, adapter, split, units, dp, canaries, tape, by_row=fault.by_row)
+    play = partial(_released, setting, adapter, split, units, dp, noise=tape, on_step=on_step)
+    releases = play(canaries, by_row=fault.by_row)
     if fault.shared_noise:
         tape.rewind()
-        releases = releases - _released(setting, adapter, split, units, dp, canaries.without(), tape, by_row=False)
-    scores = likelihood_ratios(releases / CLIP_NORM, sigma, setting.sample_rate)
+        releases = releases - play(canaries.without(), by_row=False)
+    scores = likelihood_ratios(releases / setting.clip_norm, sigma, setting.sample_rate)
     guesses = guess(scores, canaries.included, setting.guesses)
-    estimate = gaussian_bound if setting.estimator == "gaussian" else one_run_bound
-    bound = estimate(guesses, setting.delta, confidence)
-    return AuditResult(setting, fault.name, sigma, guesses, bound, confidence)
+    return AuditResult(setting, fault.name, sigma, guesses, setting.bound(guesses, confidence), confidence)
 
 
 def likelihood_ratios(releases: Floats, sigma: float, sample_rate: float) -> Floats:
@@ -229,82 +257,6 @@ def likelihood_ratios(releases: Floats, sigma: float, sample_rate: float) -> Flo
     return np.logaddexp(absent, math.log(sample_rate) + shifts).sum(axis=0)
 
 
-@dataclass(slots=True)
-class Canaries:
-    """Units that are no rows of anybody, and the coins that decided which of them join.
-
-    Attributes:
-        coordinates: int64 [m], all different: the axis that each one's gradient lies on.
-        included: bool [m].
-        first: the number of the first row that is a canary's; those that join follow each other.
-        rows: how many each one has.
-        seen: how many canaries' gradients were asked for, counted once per step.
-    """
-
-    coordinates: Rows
-    included: NDArray[np.bool_]
-    first: int
-    rows: int
-    seen: int = field(default=0)
-
-    @classmethod
-    def scattered(cls, setting: AuditSetting, trainable: int, first: int) -> "Canaries":
-        """Canaries on random axes among ``trainable``.
-
-        Raises:
-            MisuseError: there are fewer axes than canaries.
-        """
-        if setting.canaries > trainable:
-            raise MisuseError(f"{setting.canaries} canaries do not fit into an adapter of {trainable} numbers")
-        source = NoiseSource()
-        axes = np.argsort(source.normal(trainable))[: setting.canaries]
-        return cls(axes.astype(np.int64), source.bernoulli(0.5, setting.canaries), first, setting.rows)
-
-    def without(self) -> "Canaries":
-        """The same canaries, none of which joins."""
-        return Canaries(self.coordinates, np.zeros_like(self.included), self.first, self.rows)
-
-    @property
-    def joined(self) -> int:
-        """How many rows they add to the data."""
-        return self.rows * int(np.count_nonzero(self.included))
-
-    def gradients(self, units: Sequence[Rows], like: torch.Tensor) -> torch.Tensor:
-        """Those of the canaries with these rows: float32 [units, d], of 10 clip norms each."""
-        axes = self.coordinates[self.included][[(int(rows[0]) - self.first) // self.rows for rows in units]]
-        result = like.new_zeros(len(units), like.shape[1])
-        result[torch.arange(len(units)), torch.from_numpy(axes)] = _LENGTH * CLIP_NORM
-        self.seen += len(units)
-        return result
-
-
-@contextmanager
-def planted(canaries: Canaries) -> Iterator[None]:
-    """Inside the block, DP-SGD takes a canary's gradient from ``canaries`` and a row's from the model as ever."""
-    original = getattr(private, _PLACE)
-
-    def unit_gradients(
-        adapter: Adapter, learned: Mapping[str, torch.nn.Parameter], split: Split, units: Sequence[Rows]
-    ) -> tuple[list[UnitGradients], torch.Tensor]:
-        ours = torch.tensor([int(rows[0]) >= canaries.first for rows in units])
-        sizes = [parameter.numel() for parameter in learned.values()]
-        gradients = next(iter(learned.values())).detach().new_zeros(len(units), sum(sizes))
-        losses = gradients.new_zeros(len(units))
-        if not ours.all():
-            real = [rows for rows in units if int(rows[0]) < canaries.first]
-            parts, losses[~ours] = original(adapter, learned, split, real)
-            gradients[~ours] = torch.cat([part.dense() for part in parts], dim=1)
-        if ours.any():
-            gradients[ours] = canaries.gradients([rows for rows in units if int(rows[0]) >= canaries.first], gradients)
-        return [Dense(part) for part in gradients.split(sizes, dim=1)], losses
-
-    setattr(private, _PLACE, unit_gradients)
-    try:
-        yield
-    finally:
-        setattr(private, _PLACE, original)
-
-
 def _released(
     setting: AuditSetting,
     adapter: Adapter,
@@ -312,9 +264,10 @@ def _released(
     units: Rows,
     dp: PrivateSettings,
     canaries: Canaries,
-    noise: NoiseSource,
     *,
+    noise: NoiseSource,
     by_row: bool,
+    on_step: Callable[[], None] | None = None,
 ) -> Floats:
     """What DP-SGD released on the canaries' axes: float64 [steps, m], sums over units."""
     extra = np.arange(canaries.joined)
@@ -326,15 +279,17 @@ def _released(
     def observe(_: StepInfo) -> None:
         gradients = [p.grad.flatten() for p in adapter.parameters.values() if p.requires_grad and p.grad is not None]
         releases.append(dp.nominal_batch * torch.cat(gradients).cpu()[axes].double().numpy())
+        if on_step is not None:
+            on_step()
 
-    settings = TrainSettings(steps=setting.steps, batch_size=_BATCH)
+    settings = replace(setting.training, steps=setting.steps, batch_size=_BATCH)
     before = adapter.state()
     try:
         with planted(canaries):
             for round_index in range(1, setting.rounds + 1):
                 train_private(
                     adapter,
-                    _Joined(split, len(split) + canaries.joined),
+                    Joined(split, len(split) + canaries.joined),
                     settings,
                     dp,
                     groups,
@@ -345,20 +300,6 @@ def _released(
     finally:
         adapter.load(before)
     return np.stack(releases)
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """``split`` with further rows, which look like its own to who asks: their gradients come from elsewhere."""
-
-    split: Split
-    rows: int
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        return self.split.batch([index % len(self.split) for index in indices])
 
 
 class _Tape(NoiseSource):
@@ -378,7 +319,3 @@ class _Tape(NoiseSource):
 
     def rewind(self) -> None:
         self._again = iter(self._recorded)
-
-
-def _trainable(adapter: Adapter) -> int:
-    return sum(parameter.numel() for parameter in adapter.parameters.values() if parameter.requires_grad)

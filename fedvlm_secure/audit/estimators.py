@@ -8,13 +8,17 @@ hold with the confidence asked for, whatever the attack: a bad attack gives a lo
 :func:`one_run_bound`      all canaries in one run; for any (ε, δ) mechanism (Steinke et al. 2023)
 :func:`gaussian_bound`     all canaries in one run, tighter; for mechanisms whose trade-off is a Gaussian's, such as
                            DP-SGD without subsampling (Mahloujifar et al. 2024)
+:func:`sampled_bound`      the same for DP-SGD with subsampling
 :func:`many_runs_bound`    one canary a run, many independent runs; for any (ε, δ) mechanism
 =========================  =========================================================================================
+
+What directions and scores say is in :mod:`fedvlm_secure.audit.score_bounds`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,9 +27,11 @@ from fedvlm_secure.errors import MisuseError
 
 Floats = NDArray[np.float64]
 
-_LARGEST = 64.0  # no experiment that ends reaches e^64
+LARGEST = 64.0  # no experiment that ends reaches e^64
 _PRECISION = 1e-4
 _GRID = 65
+_TANGENTS = 400
+_NOISE_PRECISION = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ def one_run_bound(guesses: Guesses, delta: float, confidence: float) -> float:
     Raises:
         MisuseError: ``delta`` or ``confidence`` is out of range.
     """
-    significance = _significance(delta, confidence)
+    significance = significance_of(delta, confidence)
     if guesses.correct == 0:
         return 0.0
     return _refuted_up_to(lambda epsilon: one_run_p_value(guesses, epsilon, delta) < significance)
@@ -113,7 +119,7 @@ def gaussian_bound(guesses: Guesses, delta: float, confidence: float) -> float:
     Raises:
         MisuseError: ``delta`` (also: zero) or ``confidence`` is out of range.
     """
-    significance = _significance(delta, confidence)
+    significance = significance_of(delta, confidence)
     if delta == 0:
         raise MisuseError("a Gaussian mechanism has no finite ε at δ = 0")
     separation = _refuted_up_to(lambda mu: _exceeds_gaussian(guesses, mu, significance))
@@ -121,20 +127,71 @@ def gaussian_bound(guesses: Guesses, delta: float, confidence: float) -> float:
 
 
 def _exceeds_gaussian(guesses: Guesses, separation: float, significance: float) -> bool:
-    """Whether the guesses are too good for G_μ: the paper's recursion from the last right guess down.
-
-    ``right`` and ``wrong`` bound the chances, times the significance, of one guess more being right or wrong among all
-    outcomes at least this good. Both shrink as μ grows: what is refuted is an interval.
-    """
+    """Whether the guesses are too good for G_μ; as μ grows they are less so: what is refuted is an interval."""
     from scipy.special import ndtr, ndtri
 
+    return _exceeds(guesses, lambda found: float(ndtr(ndtri(found) - separation)), significance)
+
+
+def sampled_bound(guesses: Guesses, sample_rate: float, steps: int, delta: float, confidence: float) -> float:
+    """ε(δ) below which DP-SGD with Poisson sampling is refuted by one run (Mahloujifar et al. 2024, 2410.22235).
+
+    Only for claims of the form «no easier to tell apart than ``steps`` steps at ``sample_rate`` with noise σ». What is
+    refuted is an interval of σ, from large ones down; the bound is the ε of its end. A trade-off is that of a privacy
+    loss distribution, rounded to the private side (dp-accounting), at :data:`_TANGENTS` values of ε.
+
+    Raises:
+        MisuseError: ``delta`` (also: zero) or ``confidence`` is out of range.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    significance = significance_of(delta, confidence)
+    if delta == 0:
+        raise MisuseError("a sampled Gaussian mechanism has no finite ε at δ = 0")
+    tangents = np.geomspace(0.01, 2 * LARGEST, _TANGENTS)
+
+    def refuted(sigma: float) -> float | None:
+        """ε at this noise if the guesses are too good for it."""
+        one = pld.from_gaussian_mechanism(sigma, sampling_prob=sample_rate, value_discretization_interval=1e-3)
+        total = one.self_compose(steps)
+        deltas = np.asarray(total.get_delta_for_epsilon(tangents))
+        fewest = partial(_fewest, tangents, deltas)
+        return float(total.get_epsilon_for_delta(delta)) if _exceeds(guesses, fewest, significance) else None
+
+    # Noise from where ε is next to nothing, down to where it is beyond what an experiment can reach.
+    high, bound = 40 * sample_rate * math.sqrt(steps), 0.0
+    low = high
+    while (found := refuted(low)) is not None and found < LARGEST:
+        high, low, bound = low, low / 2, found
+    while high / low > 1 + _NOISE_PRECISION and bound:
+        middle = math.sqrt(low * high)
+        found = refuted(middle)
+        low, high, bound = (middle, high, bound) if found is None else (low, middle, found)
+    return min(bound, LARGEST)
+
+
+def _fewest(epsilons: Floats, deltas: Floats, found: float) -> float:
+    """The least false positive rate at which a test with true positive rate ``found`` is (ε, δ)-private for all."""
+    rates = np.maximum((found - deltas) * np.exp(-epsilons), 1 - deltas - np.exp(epsilons) * (1 - found))
+    return float(np.max(rates, initial=0.0))
+
+
+def _exceeds(guesses: Guesses, fewest: Callable[[float], float], significance: float) -> bool:
+    """Whether the guesses are too good for a trade-off: the paper's recursion from the last right guess down.
+
+    ``right`` and ``wrong`` bound the chances, times the significance, of one guess more being right or wrong among all
+    outcomes at least this good.
+
+    Args:
+        fewest: from a true positive rate, the least false positive rate that the trade-off allows beside it.
+    """
     made, correct = guesses.made, guesses.correct
     if correct == 0:
         return False
     right = significance * correct / guesses.canaries
     wrong = significance * (made - correct) / guesses.canaries
     for index in range(correct - 1, -1, -1):
-        least = max(wrong, float(ndtr(ndtri(right) - separation)))
+        least = max(wrong, fewest(right))
         if least == wrong:
             break  # neither changes any more
         right = min(right + index / (made - index) * (least - wrong), 1.0)
@@ -155,13 +212,11 @@ def many_runs_bound(found: int, present: int, mistaken: int, absent: int, delta:
     Raises:
         MisuseError: counts that cannot be, or ``delta`` or ``confidence`` out of range.
     """
-    from scipy.special import betaincinv
-
-    significance = _significance(delta, confidence) / 2
+    significance = significance_of(delta, confidence) / 2
     if not (0 <= found <= present and 0 <= mistaken <= absent):
         raise MisuseError(f"{found} found of {present}, {mistaken} mistaken of {absent}")
-    least_found = float(betaincinv(found, present - found + 1, significance)) if found else 0.0
-    most_mistaken = float(betaincinv(mistaken + 1, absent - mistaken, 1 - significance)) if mistaken < absent else 1.0
+    least_found = least_rate(found, present, significance)
+    most_mistaken = 1 - least_rate(absent - mistaken, absent, significance)
     ratios = [
         (likely - delta) / rare
         for likely, rare in ((least_found, most_mistaken), (1 - most_mistaken, 1 - least_found))
@@ -196,10 +251,10 @@ def _refuted_up_to(refuted: Callable[[float], bool]) -> float:
 
     It stops at the first value that stands: a true value is exceeded only if it is itself refuted.
     """
-    low, high = 0.0, _LARGEST
+    low, high = 0.0, LARGEST
     if not refuted(low):
         return 0.0
-    for value in np.geomspace(0.01, _LARGEST, _GRID).tolist():
+    for value in np.geomspace(0.01, LARGEST, _GRID).tolist():
         if not refuted(value):
             high = value
             break
@@ -210,7 +265,15 @@ def _refuted_up_to(refuted: Callable[[float], bool]) -> float:
     return low
 
 
-def _significance(delta: float, confidence: float) -> float:
+def least_rate(found: int, tried: int, significance: float) -> float:
+    """The rate at which ``found`` or more of ``tried`` have the chance ``significance`` (Clopper and Pearson)."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(found, tried - found + 1, significance)) if found else 0.0
+
+
+def significance_of(delta: float, confidence: float) -> float:
+    """How often a true claim may be refuted; raises :class:`MisuseError` if ``delta`` or ``confidence`` is none."""
     if not 0 <= delta < 1:
         raise MisuseError(f"a delta of {delta}; it must be at least 0 and below 1")
     if not 0 < confidence < 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedvlm_secure.cli.audit_privacy import privacy
 from fedvlm_secure.cli.audit_run import run
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 
 app.command()(run)
+app.command()(privacy)
 
 
 @app.callback()

@@ -76,7 +76,7 @@ def steps_of_a_run(settings: Settings) -> SampledGaussian:
     return SampledGaussian(noise, table.sample_rate, steps)
 
 
-def _divisor(run: SampledGaussian, settings: TrainSettings) -> float:
+def divisor(run: SampledGaussian, settings: TrainSettings) -> float:
     """What noisy sums of gradients are divided by: a batch, and as many times more as the noise is above `_QUIET`.
 
     A step's noise then never makes SGD move further than it does there. What is lost by moving slowly is less than what
@@ -162,7 +162,7 @@ class Safeguard:
             adapter,
             split,
             settings,
-            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate, _divisor(run, settings)),
+            PrivateSettings(run.noise_multiplier, privacy.max_grad_norm, run.sample_rate, divisor(run, settings)),
             self._protected.units,
             noise=NoiseSource(),
             round_index=place[0],

@@ -6,6 +6,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedvlm_secure.audit.experiments import Experiment
 from fedvlm_secure.audit.verdict import Attended
 from fedvlm_secure.report.charts import GRID, INK, MUTED, SERIES, SURFACE, _svg
 from fedvlm_secure.report.formats import shorten
@@ -45,3 +46,37 @@ def attendance(attempts: Sequence[Attended]) -> Markup:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1.0), ncols=3, frameon=False, fontsize=9, columnspacing=1)
 
     return _svg("attendance", "Clients in the sum, and silent, per attempt", (3.9, 2.6), draw)
+
+
+def bounds(experiments: Sequence[Experiment]) -> Markup:
+    """For each experiment with a bound: the claimed ε as a line, the bound, and what the control without noise gives.
+
+    Estimators end at 64; a bar that reaches so far says «or more».
+    """
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        axes = figure.add_subplot()
+        for place, each in enumerate(experiments):
+            control = None if each.control is None else each.control.bound
+            axes.barh(place + 0.2, each.bound or 0.0, 0.32, color=SERIES[0], label="" if place else "bound")
+            if control is not None:
+                axes.barh(
+                    place - 0.2,
+                    control,
+                    0.32,
+                    color=SERIES[1],
+                    hatch="///",
+                    ec=SURFACE,
+                    label="" if place else "control",
+                )
+            if each.claimed is not None:
+                axes.vlines(each.claimed, place - 0.45, place + 0.45, color=INK, lw=2, label="" if place else "claim")
+        axes.set_yticks(range(len(experiments)), [each.level for each in experiments], color=INK)
+        axes.set_ylim(len(experiments) - 0.4, -0.6)
+        axes.set_xlim(0, None)
+        axes.set_xlabel("ε", color=MUTED)
+        axes.grid(axis="x", color=GRID)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1.0), ncols=3, frameon=False, fontsize=9)
+
+    return _svg("bounds", "Claimed ε, the bound, and the control's", (3.9, 1.2 + 0.7 * len(experiments)), draw)

@@ -2,7 +2,7 @@
 
 from fedvlm_secure.training.answers import Split, answer_logits, sample_losses
 from fedvlm_secure.training.errors import TrainingError
-from fedvlm_secure.training.evaluation import Evaluation, evaluate
+from fedvlm_secure.training.evaluation import Evaluation, evaluate, row_losses
 from fedvlm_secure.training.features import precompute_image_features
 from fedvlm_secure.training.local import StepInfo, TrainStats, make_optimizer, train
 from fedvlm_secure.training.private import PrivateTrainStats, train_private
@@ -24,6 +24,7 @@ __all__ = [
     "evaluate",
     "make_optimizer",
     "precompute_image_features",
+    "row_losses",
     "sample_losses",
     "train",
     "train_private",

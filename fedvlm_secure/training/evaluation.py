@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedvlm_secure.errors import MisuseError
 from fedvlm_secure.training.answers import IGNORED, Split, answer_logits, sample_losses
@@ -57,6 +59,16 @@ def evaluate(model: torch.nn.Module, split: Split, batch_size: int = 128) -> Eva
             correct += int(right.all(dim=1).sum())
             loss_sum += float(sample_losses(logits, targets).double().sum())
     return Evaluation(correct, len(split), loss_sum)
+
+
+def row_losses(model: torch.nn.Module, split: Split, batch_size: int = 128) -> NDArray[np.float64]:
+    """Each row's mean cross-entropy over its answer tokens, in nats: float64 [rows]."""
+    losses = []
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(split), batch_size):
+            batch = split.batch(range(start, min(start + batch_size, len(split))))
+            losses.append(sample_losses(*answer_logits(model, batch)).double().cpu().numpy())
+    return np.concatenate(losses) if losses else np.zeros(0)
 
 
 @contextmanager

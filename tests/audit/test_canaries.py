@@ -81,13 +81,17 @@ def test_no_noise_is_caught_where_units_are_sampled(adapter, split):
     assert result.refuted
 
 
+def scattered(setting, first):
+    return Canaries.scattered(setting.canaries, 3328, first=first, rows=setting.rows)
+
+
 def _steps(adapter, split, setting, sigma=1e-9, clip=1.0, by_row=False):
     """Canaries, and the released sums on their axes, [steps, m]."""
-    planted_here = Canaries.scattered(setting, 3328, len(split))
+    planted_here = scattered(setting, len(split))
     dp = PrivateSettings(sigma, clip, setting.sample_rate)
     noise = canaries._Tape(1.0)
-    with_them = canaries._released(setting, adapter, split, UNITS, dp, planted_here, noise, by_row=by_row)
-    without = canaries._released(setting, adapter, split, UNITS, dp, planted_here.without(), noise, by_row=by_row)
+    with_them = canaries._released(setting, adapter, split, UNITS, dp, planted_here, noise=noise, by_row=by_row)
+    without = canaries._released(setting, adapter, split, UNITS, dp, planted_here.without(), noise=noise, by_row=by_row)
     return planted_here, with_them - without
 
 
@@ -104,10 +108,10 @@ def test_a_canary_adds_one_clip_norm_to_its_axis_when_it_joined_and_nothing_else
 def test_a_canary_is_drawn_at_the_sample_rate(adapter, split):
     """Poisson sampling of the audited training: 1,000 coins of 1/4, within 6 deviations."""
     setting = replace(SMALL, rounds=1, steps=1, sample_rate=0.25, rows=1)
-    planted_here = Canaries.scattered(setting, 3328, len(split))
+    planted_here = scattered(setting, len(split))
     planted_here.included[:] = True
     dp = PrivateSettings(1e-9, 1.0, 0.25)
-    canaries._released(setting, adapter, split, UNITS, dp, planted_here, canaries._Tape(1.0), by_row=False)
+    canaries._released(setting, adapter, split, UNITS, dp, planted_here, noise=canaries._Tape(1.0), by_row=False)
     assert abs(planted_here.seen - 250) < 6 * (1000 * 0.25 * 0.75) ** 0.5
 
 
@@ -118,7 +122,7 @@ def test_every_step_asks_for_every_canary_when_all_take_part(adapter, split):
 
 def test_half_of_the_canaries_join(adapter):
     """On different axes; 3,000 coins, within 6 deviations."""
-    scattered = Canaries.scattered(replace(SMALL, canaries=3000), 3328, 0)
+    scattered = Canaries.scattered(3000, 3328, first=0)
     assert abs(int(scattered.included.sum()) - 1500) < 6 * 0.5 * 3000**0.5
     assert len(set(scattered.coordinates.tolist())) == 3000
     assert 0 <= scattered.coordinates.min() <= scattered.coordinates.max() < 3328
@@ -178,7 +182,7 @@ def test_without_canaries_rows_are_trained_on_as_ever(adapter, split, monkeypatc
 
     before = adapter.state()
     plain = gradients()
-    with planted(Canaries.scattered(SMALL, 3328, len(split))):
+    with planted(scattered(SMALL, len(split))):
         audited = gradients()
     assert all(torch.equal(one, other) for one, other in zip(plain, audited, strict=True))
     assert plain[1].norm() > 0

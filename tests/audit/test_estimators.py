@@ -1,22 +1,28 @@
 """Bounds that hold as often as they say, on mechanisms whose ε is known; all seeds are fixed."""
 
 import math
+from bisect import bisect_left
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
+from fedvlm_secure.audit.canaries import likelihood_ratios
 from fedvlm_secure.audit.estimators import (
     Guesses,
     gaussian_bound,
+    gaussian_delta,
     gaussian_epsilon,
     guess,
     many_runs_bound,
     one_run_bound,
     one_run_p_value,
+    sampled_bound,
 )
+from fedvlm_secure.audit.score_bounds import cosine_bound, normal_bound, normal_delta, normal_estimate
 from fedvlm_secure.errors import MisuseError
+from fedvlm_secure.privacy import accounting
 
 DELTA = 1e-5
 PLAYS = 300
@@ -127,6 +133,113 @@ def test_the_gaussian_bound_is_where_the_recursion_of_the_paper_ends_at_its_cap(
     assert excess(separation(epsilon - 0.002)) > 0 > excess(separation(epsilon + 0.002))
 
 
+@pytest.mark.parametrize("right", [100, 180, 199])
+def test_without_sampling_the_sampled_bound_is_the_gaussian_one(right):
+    guesses = Guesses(1000, 200, right)
+    assert sampled_bound(guesses, 1.0, 1, DELTA, 0.95) == pytest.approx(gaussian_bound(guesses, DELTA, 0.95), abs=0.02)
+
+
+def test_a_sampled_mechanism_is_refuted_as_rarely_as_the_confidence_says():
+    """Four steps at a third, scored by the likelihood ratio: more right guesses, and rarely so many as would refute."""
+    rng, rate, sigma, steps = np.random.default_rng(5), 1 / 3, 0.8, 4
+    epsilon = accounting.epsilon([accounting.SampledGaussian(sigma, rate, steps)], DELTA, "pld")
+    right = []
+    for _ in range(PLAYS):
+        included = rng.random(300) < 0.5
+        drawn = included & (rng.random((steps, 300)) < rate)
+        releases = drawn + sigma * rng.normal(size=(steps, 300))
+        right.append(guess(likelihood_ratios(releases, sigma, rate), included, 60).correct)
+    least = bisect_left(
+        range(60), x=True, key=lambda v: sampled_bound(Guesses(300, 60, v), rate, steps, DELTA, 0.9) > epsilon
+    )
+    assert sum(v >= least for v in right) <= most(0.9)
+    assert least - 12 < np.median(right) < least
+
+
+def test_all_right_is_worth_more_by_the_mechanisms_own_trade_off():
+    guesses = Guesses(2000, 200, 200)
+    by_mechanism = sampled_bound(guesses, 0.5, 20, DELTA, 0.95)
+    assert by_mechanism > one_run_bound(guesses, DELTA, 0.95) + 1
+
+
+@pytest.mark.parametrize("epsilon", [4.0, 8.0])
+def test_normal_scores_exceed_a_true_claim_as_rarely_as_the_confidence_says(epsilon):
+    rng, mu, bounds = np.random.default_rng(6), separation(epsilon), []
+    for _ in range(PLAYS):
+        present, absent = 3 * rng.normal(size=(2, 60))
+        bounds.append(normal_bound(present + 3 * mu, absent, DELTA, 0.9))
+    assert sum(bound > epsilon for bound in bounds) <= most(0.9)
+    assert np.median(bounds) > epsilon / 4
+
+
+def test_many_normal_scores_find_most_of_a_claim():
+    rng = np.random.default_rng(8)
+    present, absent = rng.normal(size=4000) + separation(4.0), rng.normal(size=4000)
+    assert 3.4 < normal_bound(present, absent, DELTA, 0.95) < 4.0
+    assert normal_estimate(present, absent, DELTA) == pytest.approx(4.0, abs=1.2)  # deviations that differ by 3 %
+
+
+def test_scores_without_any_spread_are_beyond_what_is_told():
+    assert normal_bound([1.0, 1.0], [0.0, 0.0], DELTA, 0.95) == 64.0
+    assert normal_estimate([1.0, 1.0], [0.0, 0.0], DELTA) == 64.0
+    assert normal_bound([0.0, 1.0], [2.0, 3.0], DELTA, 0.95) == 0.0
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1.3, 0.8), (0.8, 1.3), (1.0, 1.0 + 1e-12)])
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
+def test_delta_between_two_normals_is_the_integral(ours, theirs, epsilon):
+    first, second = NormalDist(0.9, ours), NormalDist(0.0, theirs)
+    grid = np.linspace(-12, 12, 48001)
+    densities = [np.array([each.pdf(x) for x in grid]) for each in (first, second)]
+    by_hand = max(
+        np.maximum(one - math.exp(epsilon) * other, 0).sum() * (grid[1] - grid[0])
+        for one, other in (densities, densities[::-1])
+    )
+    assert normal_delta(0.9, ours, theirs, epsilon) == pytest.approx(by_hand, abs=1e-5)
+
+
+def cosines(rng, canaries, size, mu):
+    """Of random unit vectors with a release that adds them up under noise: the Gaussian mechanism of separation mu."""
+    directions = rng.normal(size=(canaries, size))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    release = mu * directions.sum(axis=0) + rng.normal(size=size)
+    return directions @ release / np.linalg.norm(release)
+
+
+@pytest.mark.parametrize(("epsilon", "size"), [(0.5, 3000), (2.0, 3000), (2.0, 40)])
+def test_cosines_exceed_a_true_claim_as_rarely_as_the_confidence_says(epsilon, size):
+    rng, mu = np.random.default_rng(5), separation(epsilon)
+    bounds = [cosine_bound(cosines(rng, 20, size, mu), size, DELTA, 0.9) for _ in range(200)]
+    assert binomtest(sum(bound > epsilon for bound in bounds), 200, 0.1, "greater").pvalue > 1e-6
+    assert all(bound >= 0 for bound in bounds)
+
+
+def test_cosines_find_most_of_what_is_there():
+    rng = np.random.default_rng(6)
+    assert cosine_bound(cosines(rng, 200, 20_000, separation(8.0)), 20_000, DELTA, 0.95) > 3.0
+    assert cosine_bound(cosines(rng, 20, 20_000, 60.0), 20_000, DELTA, 0.95) > 15.0
+    assert cosine_bound(np.ones(1), 3000, DELTA, 0.95) > 0
+    assert cosine_bound(np.zeros(100), 3000, DELTA, 0.95) == 0.0
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_the_chance_of_a_cap_is_the_spheres(size):
+    """A single canary's cosine above the k-th height refutes what that height's chance says, and no more."""
+    rng = np.random.default_rng(size)
+    directions = rng.normal(size=(200_000, size))
+    found = directions[:, 0] / np.linalg.norm(directions, axis=1)
+    for height in (0.5, 1.0):
+        threshold = height / math.sqrt(size)
+        chance = float((found > threshold).mean())
+        many = np.where(np.arange(2000) < 2000 * 0.999, threshold + 1e-6, -1.0)
+        bound = cosine_bound(many, size, DELTA, 0.95)
+        assert bound >= math.log(0.99 / chance) - 0.05
+
+
+def test_equal_normals_are_the_gaussian_mechanism():
+    assert normal_delta(1.4, 2.0, 2.0, 1.0) == pytest.approx(gaussian_delta(0.7, 1.0), rel=1e-9)
+
+
 def test_the_gaussian_conversion_is_that_of_dp_accounting():
     from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 
@@ -190,6 +303,13 @@ def test_ties_do_not_know_the_truth():
         lambda: gaussian_bound(Guesses(10, 5, 5), 0.0, 0.95),
         lambda: gaussian_bound(Guesses(10, 5, 5), DELTA, 0.0),
         lambda: many_runs_bound(3, 2, 0, 5, DELTA, 0.95),
+        lambda: sampled_bound(Guesses(10, 5, 5), 0.5, 3, 0.0, 0.95),
+        lambda: normal_bound([1.0], [0.0, 1.0], DELTA, 0.95),
+        lambda: cosine_bound([], 10, DELTA, 0.95),
+        lambda: cosine_bound([1.5], 10, DELTA, 0.95),
+        lambda: cosine_bound([0.5], 1, DELTA, 0.95),
+        lambda: cosine_bound([math.nan], 10, DELTA, 0.95),
+        lambda: normal_bound([1.0, math.inf], [0.0, 1.0], DELTA, 0.95),
     ],
 )
 def test_what_makes_no_sense_is_refused(ask):

@@ -5,13 +5,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from privacy_audit_kit import audited as privacy_audited
 from typer.testing import CliRunner
 
 from fedvlm_secure.audit.catalogue import ATTACKS, Result
+from fedvlm_secure.audit.experiments import PROVES_NOTHING
 from fedvlm_secure.audit.target import NOT_APPLICABLE, RESISTED, VULNERABLE
 from fedvlm_secure.audit.verdict import FAIL, PASS, Finding
 from fedvlm_secure.cli import app
-from fedvlm_secure.report import audit_page, audit_protocol_page, audit_run_page
+from fedvlm_secure.report import audit_page, audit_privacy_page, audit_protocol_page, audit_run_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -108,6 +110,23 @@ def test_attacks_are_counted_and_told(verdict):
     assert "✓ no attack succeeded 0 vulnerable, 2 resisted, 1 not applicable." in page.text
     assert f"{ATTACKS[0].name} {ATTACKS[0].tried} ✓ resisted 0 of 12 words the update is read P-1" in page.text
     assert "before you publish" not in page.text
+
+
+def of_privacy(audit) -> Tags:
+    return Tags(audit_page.render(audit_privacy_page.page(audit)))
+
+
+def test_a_privacy_audit_says_what_a_bound_is_worth():
+    said = of_privacy(privacy_audited()).text
+    assert "✓ not refuted No claim was refuted." in said
+    assert PROVES_NOTHING in said
+    for words in ("1.20 at 95% confidence", "estimate 3.10, no bound", "3.90 at δ = 1e-05", "64 or more"):
+        assert words in said
+    assert "control: before this training, by the base model's losses alone: AUC 0.501" in said
+    assert "0.4 / 0.6" in said  # the calibration
+    assert "svg" in of_privacy(privacy_audited()).tags
+    assert "✕ refuted A claim is refuted." in of_privacy(privacy_audited(bound=4.2)).text
+    assert EVIL in of_privacy(privacy_audited(name=EVIL)).text
 
 
 def test_a_finding_about_another_project_goes_there_first():

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from browser_kit import DESKTOP, PHONE, Browser
 from PIL import Image
+from privacy_audit_kit import audited
 from run_factory import SyntheticRun
 
 from fedvlm_secure import report
 from fedvlm_secure.audit.catalogue import ATTACKS, Result
 from fedvlm_secure.audit.target import OUTCOMES
 from fedvlm_secure.audit.verdict import Verdict
-from fedvlm_secure.report import audit_page, audit_protocol_page, audit_run_page
+from fedvlm_secure.report import audit_page, audit_privacy_page, audit_protocol_page, audit_run_page
 
 pytestmark = pytest.mark.slow
 LIGHT, DARK = (0xFF, 0xFF, 0xFF), (0x14, 0x18, 0x1C)
@@ -34,13 +35,14 @@ def pages(finished: Path, verdict: Verdict, tmp_path_factory: pytest.TempPathFac
     audit_page.write(audit_protocol_page.page("flwr-secaggplus", results), folder / "protocol.html")
     halves = bytes([7, 7, 7, 0, 0]) * 820, np.random.default_rng(0).bytes(4100)
     private = SyntheticRun(epsilon=2.0, first_bytes=halves, dropped={2: ["elm"]}).write(folder / "private")
-    audits = {"audit-run": folder / "run.html", "audit-protocol": folder / "protocol.html"}
+    audit_page.write(audit_privacy_page.page(audited()), folder / "privacy.html")
+    audits = {f"audit-{kind}": folder / f"{kind}.html" for kind in ("run", "protocol", "privacy")}
     return {"run": report.write(finished), "private-run": report.write(private), **audits}
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-@pytest.mark.parametrize("kind", ["run", "private-run", "audit-run", "audit-protocol"])
+@pytest.mark.parametrize("kind", ["run", "private-run", "audit-run", "audit-protocol", "audit-privacy"])
 def test_a_page_is_quiet_alone_and_narrow_enough(
     browser: Browser, pages: dict[str, Path], kind: str, width: int, dark: bool
 ) -> None:
