@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvlm_secure.primitives import packing
@@ -34,6 +34,7 @@ def test_words_lie_end_to_end(bits, count):
         assert (unpack(form, bits, count) == words).all()
 
 
+@settings(deadline=None)
 @given(st.sampled_from(BITS), st.data())
 def test_one_word_alone_comes_back(bits, data):
     """Nothing leaks into a word's neighbours, wherever it stands."""

@@ -127,6 +127,7 @@ def test_forth_and_back_at_the_edges(ring, value):
         assert (back == ring.degree * (value % prime) % prime).all()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_products_modulo_a_prime(data):
     """Every 32-bit x, every factor below every prime of the two rings."""
@@ -194,7 +195,7 @@ def test_a_reserve_that_is_too_short_changes_nothing(monkeypatch):
     assert (expand(KEY, TINY, 13, 37) == usual[13:]).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 40), st.integers(0, 2**40))
 def test_the_sum_of_the_secrets_takes_off_the_sum_of_the_masks(clients, count, first):
     rng = np.random.default_rng(clients)
