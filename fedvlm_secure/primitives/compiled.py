@@ -16,9 +16,12 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -28,3 +31,19 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     except RuntimeError:  # no folder to keep it in
         made = numba.njit(function)
     return cast(Callable[P, R], made)
+
+
+def reading(array: NDArray[Scalar], word: type[Scalar]) -> NDArray[Scalar]:
+    """``array`` for a compiled function that reads it: contiguous, of ``word``, and not to be written.
+
+    One compiled function then serves arrays that may be written and those that may not, and none is compiled for words
+    of another width or sign, with which it would be wrong.
+
+    Raises:
+        TypeError: the words are others.
+    """
+    if array.dtype != word:
+        raise TypeError(f"words of {array.dtype} where {word.__name__} is needed")
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -8,7 +8,7 @@ polynomials have a multiple of that many coefficients.
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm_secure.primitives.compiled import compiled
+from fedvlm_secure.primitives.compiled import compiled, reading
 
 Words = NDArray[np.uint64]
 
@@ -36,7 +36,7 @@ def pack(words: Words, bits: int) -> bytes:
         ValueError: a word needs more than ``bits`` bits, or as :func:`packed_size`.
     """
     packed = np.empty(packed_size(len(words), bits) // 8, "<u8")
-    if _pack(words, np.uint64(bits), packed) >> bits:
+    if _pack(reading(words, np.uint64), np.uint64(bits), packed) >> bits:
         raise ValueError(f"a word of more than {bits} bits")
     return packed.tobytes()
 
@@ -60,6 +60,8 @@ def add_packed(total: Words, data: bytes | bytearray | memoryview, bits: int, mo
     Raises:
         ValueError: a packed word is not below ``modulus``, or as :func:`unpack`; ``total`` is as before then.
     """
+    if total.dtype != np.uint64:
+        raise TypeError(f"a total of {total.dtype} where uint64 is needed")
     if not 0 < modulus <= 1 << bits:
         raise ValueError(f"modulus {modulus} for words of {bits} bits")
     if _add(_groups(data, bits, len(total)), np.uint64(bits), np.uint64(modulus), total) >= modulus:
@@ -73,9 +75,7 @@ def add_packed(total: Words, data: bytes | bytearray | memoryview, bits: int, mo
 def _groups(data: bytes | bytearray | memoryview, bits: int, count: int) -> Words:
     if len(data) != packed_size(count, bits):
         raise ValueError(f"{len(data)} bytes are not {count} words of {bits} bits")
-    packed = np.frombuffer(data, "<u8")
-    packed.flags.writeable = False  # so that one compiled function serves bytes and bytearrays
-    return packed
+    return reading(np.frombuffer(data, "<u8"), np.uint64)
 
 
 @compiled

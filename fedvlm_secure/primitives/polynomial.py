@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvlm_secure.primitives import ntt
-from fedvlm_secure.primitives.compiled import compiled
+from fedvlm_secure.primitives.compiled import compiled, reading
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.stream import NumberedStreams
 
@@ -112,26 +112,26 @@ def _read(streams: NumberedStreams, ring: PolynomialRing, first: int, reserve: i
     return _accept(words, np.array([ring.primes, masks], np.uint32), result)
 
 
-def multiply_add(ring: PolynomialRing, expanded: Residues, secret_ntt: Residues, addend: Integers) -> Words:
+def multiply_add(ring: PolynomialRing, expanded: Residues, secret_ntt: Residues, addend: Integers | Words) -> Words:
     """c_k = a_k·s + addend_k mod q, as uint64 [k, N] below q.
 
     Args:
         expanded: the transforms of the a_k, uint32 [k, 2, N], from :func:`expand`.
         secret_ntt: the transform of s, uint32 [2, N], from :meth:`PolynomialRing.transform`.
-        addend: int64 [k, N], each above -q and below q.
+        addend: int64 or uint64 [k, N], each above -q and below q.
 
     Raises:
         ValueError: shapes do not fit, or an addend is out of range.
     """
     if expanded.shape != (len(addend), 2, ring.degree):
         raise ValueError(f"{expanded.shape} words for {len(addend)} polynomials of degree {ring.degree}")
-    _check(ring, secret_ntt, addend)
+    over, addend = _over_degree(ring, secret_ntt), _in_range(ring, addend)
     result = np.empty(addend.shape, np.uint64)
-    ntt.multiply_add(expanded, _over_degree(ring, secret_ntt), *ring.tables, addend, result)
+    ntt.multiply_add(reading(expanded, np.uint32), over, *ring.tables, addend, result)
     return result
 
 
-def mask(key: Secret, ring: PolynomialRing, secret_ntt: Residues, addend: Integers, first: int = 0) -> Words:
+def mask(key: Secret, ring: PolynomialRing, secret_ntt: Residues, addend: Integers | Words, first: int = 0) -> Words:
     """a_k·s + addend_k mod q for the a_k of ``key`` from ``first`` on: :func:`expand` and :func:`multiply_add` at once.
 
     Nothing but the result grows with the number of polynomials. A sum of masks is taken off by adding to it, with
@@ -140,24 +140,27 @@ def mask(key: Secret, ring: PolynomialRing, secret_ntt: Residues, addend: Intege
     Raises:
         ValueError: shapes do not fit, or an addend is out of range.
     """
-    _check(ring, secret_ntt, addend)
-    over, result = _over_degree(ring, secret_ntt), np.empty(addend.shape, np.uint64)
+    over, addend = _over_degree(ring, secret_ntt), _in_range(ring, addend)
+    result = np.empty(addend.shape, np.uint64)
     for start in range(0, len(addend), BATCH):
         part = slice(start, start + BATCH)
         expanded = expand(key, ring, first + start, len(addend[part]))
-        ntt.multiply_add(expanded, over, *ring.tables, addend[part], result[part])
+        ntt.multiply_add(reading(expanded, np.uint32), over, *ring.tables, addend[part], result[part])
     return result
 
 
-def _check(ring: PolynomialRing, secret_ntt: Residues, addend: Integers) -> None:
-    if secret_ntt.shape != (2, ring.degree) or addend.shape != (len(addend), ring.degree):
-        raise ValueError(f"shapes {secret_ntt.shape} and {addend.shape} for degree {ring.degree}")
+def _in_range(ring: PolynomialRing, addend: Integers | Words) -> Integers:
+    if addend.shape != (len(addend), ring.degree) or addend.dtype not in (np.int64, np.uint64):
+        raise ValueError(f"addends are {addend.dtype} {list(addend.shape)} for degree {ring.degree}")
     if addend.size and not (-ring.modulus < addend.min() and addend.max() < ring.modulus):
         raise ValueError("an addend must be above -q and below q")
+    return reading(addend.astype(np.int64, copy=False), np.int64)
 
 
 def _over_degree(ring: PolynomialRing, secret_ntt: Residues) -> Residues:
     """``secret_ntt``/N with quotients, uint32 [2, 2, N]: ``ntt.inverse`` multiplies by N."""
+    if secret_ntt.shape != (2, ring.degree):
+        raise ValueError(f"a transform of shape {secret_ntt.shape} for degree {ring.degree}")
     both = []
     for prime, row in zip(ring.primes, secret_ntt, strict=True):
         over = row * np.uint64(pow(ring.degree, -1, prime)) % np.uint64(prime)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm_secure.primitives.compiled import compiled
+from fedvlm_secure.primitives.compiled import compiled, reading
 from fedvlm_secure.primitives.secret import Secret
 from fedvlm_secure.primitives.shamir import ShareError
 from fedvlm_secure.primitives.stream import MaskStream
@@ -78,7 +78,7 @@ def recover(points: Sequence[int], shares: Shares) -> Integers:
         ShareError: a share is no element of the field.
     """
     _check(points, shares)
-    entries = _product(np.array([weights(points)], np.uint32), shares)[0].astype(np.int64)
+    entries: Integers = _product(np.array([weights(points)], np.uint32), shares)[0].astype(np.int64)
     entries[entries > LARGEST] -= PRIME
     return entries
 
@@ -128,9 +128,9 @@ def locate(points: Sequence[int], word: NDArray[np.uint32], threshold: int) -> t
         quotient, remainder = _divided(older, newer)
         older, newer = newer, remainder
         before, locator = locator, _minus(before, _times(quotient, locator))
-    found, rest = _divided(newer, locator)
+    found, _ = _divided(newer, locator)  # checked below, so a remainder need not be
     wrong = tuple(point for point, value in zip(points, values, strict=True) if _at(found, point) != value)
-    if rest or len(found) > threshold or 2 * len(wrong) > len(points) - threshold:
+    if len(found) > threshold or 2 * len(wrong) > len(points) - threshold:
         raise ShareError("more shares are wrong than can be located")
     return wrong
 
@@ -183,7 +183,7 @@ def _multipliers(points: Sequence[int]) -> list[int]:
 def _product(left: Shares, right: Shares) -> Shares:
     """The product of matrices modulo p, uint32 [m, n] times uint32 [n, L]."""
     result = np.empty((len(left), right.shape[1]), np.uint32)
-    _multiply(np.ascontiguousarray(left), np.ascontiguousarray(right), result)
+    _multiply(reading(left, np.uint32), reading(right, np.uint32), result)
     return result
 
 

@@ -86,6 +86,10 @@ def test_misuse_is_refused():
             unpack(wrong, 51, 64)
         with pytest.raises(ValueError, match="are not 64 words"):
             add_packed(words, wrong, 51, 1 << 51)
+    with pytest.raises(TypeError, match="int64 where uint64"):
+        pack(words.view(np.int64), 51)
+    with pytest.raises(TypeError, match="int64 where uint64"):
+        add_packed(words.view(np.int64), data, 51, 1 << 51)
     with pytest.raises(ValueError, match="more than 50 bits"):
         pack(words, 50)
     for modulus in (0, (1 << 51) + 1):

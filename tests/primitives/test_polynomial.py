@@ -71,7 +71,8 @@ def from_transforms(ring: PolynomialRing, transforms: np.ndarray) -> list[int]:
     for prime, row in zip(ring.primes, transforms.tolist(), strict=True):
         back = pow(ntt.root_of_unity(ring.degree, prime), -1, prime)
         powers = [pow(back, each, prime) for each in range(2 * ring.degree)]
-        matrix = np.array([[powers[e * i % len(powers)] for e in exponents(ring.degree)] for i in range(ring.degree)])
+        degrees = np.arange(ring.degree)[:, np.newaxis]
+        matrix = np.array(powers)[np.array(exponents(ring.degree)) * degrees % len(powers)]
         over = pow(ring.degree, -1, prime)
         both.append([value * over % prime for value in (matrix * np.array(row) % prime).sum(axis=1).tolist()])
     first, second = ring.primes
@@ -203,7 +204,7 @@ def test_the_sum_of_the_secrets_takes_off_the_sum_of_the_masks(clients, count, f
     addends = rng.integers(-1000, 1000, (clients, count, TINY.degree))
     masks = [mask(KEY, TINY, TINY.transform(s), a, first) for s, a in zip(secrets, addends, strict=True)]
     total = np.sum(masks, axis=0, dtype=np.uint64) % np.uint64(TINY.modulus)
-    opened = mask(KEY, TINY, TINY.transform(-secrets.sum(axis=0)), total.view(np.int64), first)
+    opened = mask(KEY, TINY, TINY.transform(-secrets.sum(axis=0)), total, first)
     assert (opened.view(np.int64) == addends.sum(axis=0) % TINY.modulus).all()
 
 
@@ -224,9 +225,16 @@ def test_misuse_is_refused():
             multiply_add(TINY, expanded, secret, addend)
         with pytest.raises(ValueError, match="above -q and below q"):
             mask(KEY, TINY, secret, addend)
-    for arguments in ((expanded[:1], secret, good), (expanded, secret[:1], good), (expanded, secret, good[:, :5])):
+    for arguments in (
+        (expanded[:1], secret, good),
+        (expanded, secret[:1], good),
+        (expanded, secret, good[:, :5]),
+        (expanded, secret, good.astype(np.float64)),
+    ):
         with pytest.raises(ValueError, match="degree 64"):
             multiply_add(TINY, *arguments)
+    with pytest.raises(TypeError, match="uint64 where uint32"):
+        multiply_add(TINY, expanded.astype(np.uint64), secret, good)
     with pytest.raises(ValueError, match="64 coefficients"):
         TINY.transform(np.zeros(65, np.int64))
 
