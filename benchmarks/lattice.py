@@ -66,7 +66,6 @@ def committee() -> dict[str, tuple[Callable[[], object], int, int]]:
     shares = vector_shamir.split(values, THRESHOLD, points)
     word = shares[:, 0].copy()
     word[: (COMMITTEE - THRESHOLD) // 2] ^= 1
-    few = points[:THRESHOLD], shares[:THRESHOLD]
     return {
         "shares split": (partial(vector_shamir.split, values, THRESHOLD, points), size, 0),
         "shares recover": (partial(vector_shamir.recover, points[:THRESHOLD], shares[:THRESHOLD]), size, 0),

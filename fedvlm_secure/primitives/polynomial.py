@@ -25,7 +25,7 @@ Integers = NDArray[np.int64]
 
 # Polynomials handled at once: their words stay in a core's second-level cache.
 BATCH = 32
-# Words read ahead of need, to replace rejected ones: about one polynomial in two needs one, one in 10^20 needs more.
+# Words read ahead of need, to replace rejected ones: one polynomial in three needs any, fewer than one in 10^20 more.
 RESERVE = 16
 
 
@@ -50,10 +50,10 @@ class PolynomialRing:
         """The transforms modulo both primes of a polynomial, int64 [N], as uint32 [2, N] in the order of ``ntt``.
 
         Raises:
-            ValueError: ``values`` has another shape.
+            ValueError: ``values`` has another shape or type.
         """
-        if values.shape != (self.degree,):
-            raise ValueError(f"a polynomial has {self.degree} coefficients, not shape {values.shape}")
+        if values.shape != (self.degree,) or values.dtype != np.int64:
+            raise ValueError(f"a polynomial has {self.degree} coefficients, not {values.dtype} {list(values.shape)}")
         result = np.empty((2, self.degree), np.uint32)
         for prime, factors, row in zip(self.primes, self._forward, result, strict=True):
             ntt.forward((values % prime).astype(np.uint32), factors.outer, factors.inner, np.uint32(prime), row)

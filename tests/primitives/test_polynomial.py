@@ -237,6 +237,8 @@ def test_misuse_is_refused():
         multiply_add(TINY, expanded.astype(np.uint64), secret, good)
     with pytest.raises(ValueError, match="64 coefficients"):
         TINY.transform(np.zeros(65, np.int64))
+    with pytest.raises(ValueError, match="not float64"):
+        TINY.transform(np.zeros(64))
 
 
 def test_what_is_not_used_is_not_imported():
